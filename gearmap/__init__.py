@@ -1,0 +1,102 @@
+"""The notebook's cluster on Gearman: run any Python callable over many machines, results in order.
+
+>>> import gearmap
+>>> with gearmap.LocalCluster(0):                     # 0 workers: in this process, for a quick try
+...     gearmap.map(lambda x: x * x, range(5))
+[0, 1, 4, 9, 16]
+
+Everything below is loaded on first use, so that `import gearmap` costs next to nothing. A star import takes classes
+and errors only: the builtin `map` stays what it is.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gearmap.errors import (
+    ClockSkew,
+    ClusterBroken,
+    ConfigurationError,
+    ConnectionLost,
+    EnvelopeError,
+    GearmapError,
+    JobRejected,
+    ProtocolError,
+    RemoteError,
+    RemoteTraceback,
+    RunTimeout,
+    SealError,
+    SerializationError,
+    ServerUnavailable,
+    TaskError,
+    TaskTimeout,
+    TransportError,
+    WireError,
+    WorkerLost,
+)
+
+if TYPE_CHECKING:
+    from gearmap.api import connect as connect
+    from gearmap.api import current_client as current_client
+    from gearmap.api import map as map
+    from gearmap.api import options as options
+    from gearmap.api import starmap as starmap
+    from gearmap.api import submit as submit
+    from gearmap.client import Client, LocalCluster
+    from gearmap.config import RunOptions
+    from gearmap.runtime.futures import Future
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Client",
+    "ClockSkew",
+    "ClusterBroken",
+    "ConfigurationError",
+    "ConnectionLost",
+    "EnvelopeError",
+    "Future",
+    "GearmapError",
+    "JobRejected",
+    "LocalCluster",
+    "ProtocolError",
+    "RemoteError",
+    "RemoteTraceback",
+    "RunOptions",
+    "RunTimeout",
+    "SealError",
+    "SerializationError",
+    "ServerUnavailable",
+    "TaskError",
+    "TaskTimeout",
+    "TransportError",
+    "WireError",
+    "WorkerLost",
+]
+
+_HOME = {
+    "Client": "gearmap.client",
+    "Future": "gearmap.runtime.futures",
+    "LocalCluster": "gearmap.client",
+    "RunOptions": "gearmap.config",
+    "connect": "gearmap.api",
+    "current_client": "gearmap.api",
+    "map": "gearmap.api",
+    "options": "gearmap.api",
+    "starmap": "gearmap.api",
+    "submit": "gearmap.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'gearmap' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

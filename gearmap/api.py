@@ -1,0 +1,267 @@
+"""The functions of the package: the same as a client's methods, on the current client.
+
+Which one that is: the innermost `with` or `connect()`, else what the environment or the config file names, else a
+local cluster that is started on first use and stopped at exit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from gearmap.client import BoundOptions, Client, LocalCluster, read_config
+from gearmap.config import ServerMode, resolve_servers
+from gearmap.errors import ConfigurationError
+from gearmap.runtime import child
+from gearmap.runtime.futures import Future
+
+__all__ = ["connect", "current_client", "map", "options", "pop_client", "push_client", "starmap", "submit"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Programs in which a cluster that starts by itself would be started by each of many processes.
+_WEB_SERVERS = (
+    "django.core.wsgi",
+    "django.core.asgi",
+    "gunicorn",
+    "uwsgi",
+    "uvicorn",
+    "daphne",
+    "hypercorn",
+    "waitress",
+)
+
+_lock = threading.RLock()
+_stack: list[Client] = []
+_automatic: Client | None = None
+
+
+def push_client(client: Client) -> None:
+    """Make a client the current one."""
+    with _lock:
+        if client in _stack:
+            _stack.remove(client)
+        _stack.append(client)
+
+
+def pop_client(client: Client) -> None:
+    """Let a client be current no more; the one before it is again."""
+    global _automatic
+    with _lock:
+        if client in _stack:
+            _stack.remove(client)
+        if client is _automatic:
+            _automatic = None
+
+
+def current_client() -> Client:
+    """Return the client that `gearmap.map` and its like use now; start a local cluster if there is none.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none and none may be started: inside a task, a web server, or with `GEARMAP_SERVERS=none`.
+    """
+    global _automatic
+    with _lock:
+        if _stack:
+            return _stack[-1]
+        if _automatic is None or _automatic._pid != os.getpid():
+            _automatic = _make_client()
+            atexit.register(_automatic.close)
+        return _automatic
+
+
+def _make_client() -> Client:
+    choice = resolve_servers(None, environ=os.environ, config_text=read_config())
+    if child.is_child:
+        raise ConfigurationError("a task cannot use the cluster that runs it; return values and map over them outside")
+    if choice.mode is not ServerMode.LOCAL:
+        return Client()
+    host = next((name for name in _WEB_SERVERS if name in sys.modules), None)
+    if host is not None:
+        raise ConfigurationError(
+            f"no cluster is started by itself inside a web server ({host}); set GEARMAP_SERVERS=HOST[:PORT], "
+            "or GEARMAP_SERVERS=inline for tests"
+        )
+    return LocalCluster()
+
+
+def connect(servers: str | Sequence[str] | None = None, *, key: str | os.PathLike[str] | None = None) -> Client:
+    """Make a client for job servers and make it the current one.
+
+    Parameters
+    ----------
+    servers
+        `"HOST[:PORT]"`, several separated by commas, or a list; by default what the environment or the config file
+        names.
+    key
+        Path of the key file; by default GEARMAP_KEY_FILE, then the config folder.
+
+    Raises
+    ------
+    ConfigurationError
+        If no server is named anywhere, an address is malformed, or a key is needed and missing.
+    """
+    client = Client(servers, key=key)
+    push_client(client)
+    return client
+
+
+def map(
+    fn: Callable[..., R],
+    /,
+    *iterables: Iterable[Any],
+    chunksize: int | None = None,
+    timeout: float | None = None,
+    retries: int = 0,
+    return_exceptions: bool = False,
+    max_workers: int | None = None,
+    progress: bool | None = None,
+    desc: str | None = None,
+    total: int | None = None,
+    priority: str = "normal",
+    queue: str = "default",
+) -> list[R]:
+    """Run `fn` over items on the cluster and return the results in order.
+
+    For constant arguments use `functools.partial(fn, alpha=3)`. A task may run twice if a worker is lost: what it does
+    outside of its return value should bear that.
+
+    Parameters
+    ----------
+    fn
+        Any callable: function, lambda, closure, method; also `async def`.
+    *iterables
+        Arguments; several are zipped, like the builtin `map` does.
+    chunksize
+        Tasks that travel together; by default as many as make about 0.15 s of work.
+    timeout
+        Seconds to wait for the whole map; then it is cancelled.
+    retries
+        How often a task that raised is run again.
+    return_exceptions
+        Return the exceptions of failed tasks in their places, instead of stopping at the first.
+    max_workers
+        The most jobs of this map at once.
+    progress
+        True or False to show a progress bar or not; by default on a terminal, if the map takes more than half a second.
+    desc
+        Words before the progress bar.
+    total
+        Number of tasks, for iterables without a length.
+    priority
+        "low", "normal" or "high", among the tasks of all clients.
+    queue
+        Which workers: those started with `-q QUEUE`.
+
+    Returns
+    -------
+    list
+        One result for each item, in the order of the items. Empty iterables give `[]` and start nothing.
+
+    Raises
+    ------
+    Exception
+        The first failing task's own exception; its `__cause__` is the remote traceback.
+    RunTimeout
+        If `timeout` has passed.
+    SerializationError
+        If the function, an argument or a result does not pickle.
+    ServerUnavailable
+        If no job server answers.
+
+    Examples
+    --------
+    >>> with gearmap.LocalCluster(0):
+    ...     gearmap.map(lambda x, y: x + y, [1, 2, 3], [10, 20, 30])
+    [11, 22, 33]
+    """
+    chosen = {
+        "chunksize": chunksize,
+        "timeout": timeout,
+        "retries": retries,
+        "return_exceptions": return_exceptions,
+        "max_workers": max_workers,
+        "progress": progress,
+        "desc": desc,
+        "total": total,
+        "priority": priority,
+        "queue": queue,
+    }
+    return current_client().map(fn, *iterables, **chosen)
+
+
+def starmap(
+    fn: Callable[..., R],
+    rows: Iterable[Iterable[Any]],
+    /,
+    *,
+    chunksize: int | None = None,
+    timeout: float | None = None,
+    retries: int = 0,
+    return_exceptions: bool = False,
+    max_workers: int | None = None,
+    progress: bool | None = None,
+    desc: str | None = None,
+    total: int | None = None,
+    priority: str = "normal",
+    queue: str = "default",
+) -> list[R]:
+    """Run `fn(*row)` for each row and return the results in order; options and errors are those of `map`.
+
+    Examples
+    --------
+    >>> with gearmap.LocalCluster(0):
+    ...     gearmap.starmap(pow, [(2, 3), (3, 2)])
+    [8, 9]
+    """
+    chosen = {
+        "chunksize": chunksize,
+        "timeout": timeout,
+        "retries": retries,
+        "return_exceptions": return_exceptions,
+        "max_workers": max_workers,
+        "progress": progress,
+        "desc": desc,
+        "total": total,
+        "priority": priority,
+        "queue": queue,
+    }
+    return current_client().starmap(fn, rows, **chosen)
+
+
+def submit(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+    """Run `fn(*args, **kwargs)` once on the cluster; return a `concurrent.futures.Future` of its result.
+
+    All keyword arguments are the function's. Options go through `gearmap.options(...).submit(...)`.
+
+    Raises
+    ------
+    SerializationError
+        If the function or an argument does not pickle.
+
+    Examples
+    --------
+    >>> with gearmap.LocalCluster(0):
+    ...     gearmap.submit(divmod, 7, 2).result()
+    (3, 1)
+    """
+    return current_client().submit(fn, *args, **kwargs)
+
+
+def options(**changes: Any) -> BoundOptions:
+    """Return the current client with other default options; see `RunOptions` for their names.
+
+    Examples
+    --------
+    >>> with gearmap.LocalCluster(0):
+    ...     gearmap.options(retries=2).submit(abs, -3).result()
+    3
+    """
+    return current_client().options(**changes)

@@ -1,0 +1,291 @@
+"""Which job servers, which key file, which options: frozen values, and pure functions that find them.
+
+Law of the file: a value is never used without its origin. Whatever fails later can say where the wrong word came from.
+Nothing here opens a file or a socket; the environment and the config file's text are arguments.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from gearmap.errors import ConfigurationError
+
+__all__ = [
+    "DEFAULT_PORT",
+    "RunOptions",
+    "ServerAddress",
+    "ServerChoice",
+    "ServerMode",
+    "check_queue",
+    "config_folder",
+    "parse_server",
+    "resolve_key_file",
+    "resolve_servers",
+]
+
+DEFAULT_PORT = 4730
+
+PRIORITIES = ("low", "normal", "high")
+_QUEUE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """A job server's address and where it came from.
+
+    >>> str(ServerAddress("::1", 4730, "the argument"))
+    '[::1]:4730'
+    """
+
+    host: str
+    port: int
+    origin: str
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        return _LOOPBACK.fullmatch(self.host) is not None
+
+
+class ServerMode(Enum):
+    """Where tasks run."""
+
+    SERVERS = "on the workers of job servers"
+    LOCAL = "on a local cluster, started on first use"
+    INLINE = "in the calling process"
+    NONE = "nowhere"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerChoice:
+    """What was asked for, and by whom."""
+
+    mode: ServerMode
+    addresses: tuple[ServerAddress, ...]
+    origin: str
+
+
+def parse_server(text: str, origin: str) -> ServerAddress:
+    """Return the address that `host`, `host:port` or `[v6]:port` means.
+
+    Raises
+    ------
+    ConfigurationError
+        If it means none; the message names `origin`.
+
+    Examples
+    --------
+    >>> parse_server("head", "the argument")
+    ServerAddress(host='head', port=4730, origin='the argument')
+    >>> parse_server("[::1]:5000", "the argument").port
+    5000
+    """
+    text = text.strip()
+    if "://" in text:
+        raise ConfigurationError(f"server {text!r} (from {origin}): give HOST or HOST:PORT, without a scheme")
+    match = re.fullmatch(r"\[([^\]]+)\](?::(.*))?", text)
+    if match:
+        host, port_text = match.group(1), match.group(2)
+    elif text.count(":") > 1:
+        host, port_text = text, None  # a bare IPv6 address
+    else:
+        host, _, rest = text.partition(":")
+        port_text = rest if ":" in text else None
+    if not host or any(c.isspace() for c in host):
+        raise ConfigurationError(f"server {text!r} (from {origin}) has no host; give HOST or HOST:PORT")
+    if port_text is None:
+        return ServerAddress(host, DEFAULT_PORT, origin)
+    if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text) < 65536):
+        raise ConfigurationError(f"server {text!r} (from {origin}): the port must be a number from 1 to 65535")
+    return ServerAddress(host, int(port_text), origin)
+
+
+def resolve_servers(
+    argument: str | Sequence[str] | None, *, environ: Mapping[str, str], config_text: str = ""
+) -> ServerChoice:
+    """Find the job servers: argument, then GEARMAP_SERVERS, GEARMAN_SERVERS, the config file, a local cluster.
+
+    Raises
+    ------
+    ConfigurationError
+        If an address is malformed, or a list mixes addresses with the words `inline` or `none`.
+
+    Examples
+    --------
+    >>> resolve_servers(None, environ={"GEARMAP_SERVERS": "head, head2:4731"}).addresses[1].port
+    4731
+    >>> resolve_servers(None, environ={}).mode.name
+    'LOCAL'
+    """
+    if argument is not None:
+        if not isinstance(argument, str) and not isinstance(argument, Sequence):
+            raise ConfigurationError(f"servers must be 'HOST[:PORT]' or a list of them, got {argument!r}")
+        words = [argument] if isinstance(argument, str) else list(argument)
+        return _choice(words, "the argument")
+    for name in ("GEARMAP_SERVERS", "GEARMAN_SERVERS"):
+        if environ.get(name, "").strip():
+            return _choice([environ[name]], name)
+    servers = _config_value(config_text, "servers")
+    if servers:
+        return _choice([servers], "the config file")
+    return ServerChoice(ServerMode.LOCAL, (), "default")
+
+
+def _choice(words: Sequence[str], origin: str) -> ServerChoice:
+    parts: list[str] = []
+    for word in words:
+        if not isinstance(word, str):
+            raise ConfigurationError(f"servers must be 'HOST[:PORT]' or a list of them, got {word!r} in {origin}")
+        parts.extend(part for part in re.split(r"[,\s]+", word.strip()) if part)
+    if parts == ["inline"]:
+        return ServerChoice(ServerMode.INLINE, (), origin)
+    if parts == ["none"]:
+        return ServerChoice(ServerMode.NONE, (), origin)
+    if not parts:
+        raise ConfigurationError(f"no server is named in {origin}; give HOST or HOST:PORT")
+    addresses = tuple(parse_server(part, origin) for part in dict.fromkeys(parts))
+    return ServerChoice(ServerMode.SERVERS, addresses, origin)
+
+
+def _config_value(config_text: str, name: str) -> str:
+    parser = configparser.ConfigParser()
+    try:
+        parser.read_string(config_text)
+    except configparser.Error as error:
+        raise ConfigurationError(f"the config file cannot be read: {error}") from None
+    return parser.get("gearmap", name, fallback="").strip()
+
+
+def config_folder(environ: Mapping[str, str], home: Path) -> Path:
+    """Return the folder of the key and config files (XDG Base Directory Specification 0.8; APPDATA on Windows)."""
+    if environ.get("XDG_CONFIG_HOME"):
+        return Path(environ["XDG_CONFIG_HOME"]) / "gearmap"
+    if os.name == "nt" and environ.get("APPDATA"):
+        return Path(environ["APPDATA"]) / "gearmap"
+    return home / ".config" / "gearmap"
+
+
+def resolve_key_file(
+    argument: str | os.PathLike[str] | None, *, environ: Mapping[str, str], home: Path, config_text: str = ""
+) -> tuple[Path, str]:
+    """Return the key file and where that choice came from."""
+    if argument is not None:
+        return Path(argument), "the argument"
+    if environ.get("GEARMAP_KEY_FILE"):
+        return Path(environ["GEARMAP_KEY_FILE"]), "GEARMAP_KEY_FILE"
+    named = _config_value(config_text, "key_file")
+    if named:
+        return Path(named).expanduser(), "the config file"
+    return config_folder(environ, home) / "key", "the config folder"
+
+
+def check_queue(queue: object) -> str:
+    """Return the queue's name, or raise ConfigurationError."""
+    if not isinstance(queue, str) or not _QUEUE.fullmatch(queue):
+        raise ConfigurationError(f"queue must be 1 to 64 letters, digits, '_' or '-', got {queue!r}")
+    return queue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of a run. `MAP_ONLY` ones mean nothing to `submit`.
+
+    Attributes
+    ----------
+    chunksize
+        Tasks in each job, or None to measure and adapt.
+    timeout
+        Seconds that the caller of a map waits in all; then the run is cancelled.
+    retries
+        Re-executions of a task that raised.
+    return_exceptions
+        Whether failures come back in place of results, instead of ending the run.
+    max_workers
+        The most jobs of the run in flight, or None.
+    progress
+        True, False, or None for a bar where somebody can see it.
+    desc
+        Words before the progress bar.
+    total
+        Number of tasks, where the iterables do not tell.
+    priority
+        "low", "normal" or "high".
+    queue
+        Lane of work; 1 to 64 letters, digits, "_", "-".
+    max_worker_losses
+        How many workers a task may take with it before it is given up.
+    """
+
+    chunksize: int | None = None
+    timeout: float | None = None
+    retries: int = 0
+    return_exceptions: bool = False
+    max_workers: int | None = None
+    progress: bool | None = None
+    desc: str | None = None
+    total: int | None = None
+    priority: str = "normal"
+    queue: str = "default"
+    max_worker_losses: int = 3
+
+    def __post_init__(self) -> None:
+        _check_whole("chunksize", self.chunksize, least=1, optional=True)
+        _check_whole("retries", self.retries, least=0)
+        _check_whole("max_workers", self.max_workers, least=1, optional=True)
+        _check_whole("total", self.total, least=0, optional=True)
+        _check_whole("max_worker_losses", self.max_worker_losses, least=0)
+        _check_seconds("timeout", self.timeout)
+        for name in ("return_exceptions", "progress"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "progress" and value is None):
+                raise ConfigurationError(f"{name} must be True or False, got {value!r}")
+        if self.desc is not None and not isinstance(self.desc, str):
+            raise ConfigurationError(f"desc must be a str, got {self.desc!r}")
+        if self.priority not in PRIORITIES:
+            raise ConfigurationError(f"priority must be one of {', '.join(PRIORITIES)}, got {self.priority!r}")
+        check_queue(self.queue)
+
+    def with_changes(self, changes: Mapping[str, Any]) -> RunOptions:
+        """Return a copy with other values.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is no such option, or a value is wrong.
+        """
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ConfigurationError(f"there is no option {name!r}; the options are {', '.join(known)}")
+        return replace(self, **changes)
+
+
+MAP_ONLY = ("chunksize", "timeout", "return_exceptions", "progress", "desc", "total")
+
+
+def _check_whole(name: str, value: object, *, least: int, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        hint = "; servers are given as servers=" if name == "max_workers" and isinstance(value, str) else ""
+        raise ConfigurationError(f"{name} must be an int, got {value!r}{hint}")
+    if value < least:
+        raise ConfigurationError(f"{name} must be at least {least}, got {value!r}")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ConfigurationError(f"{name} must be seconds, 0 or more, got {value!r}")

@@ -1,0 +1,99 @@
+"""One submission of a chunk, and which task stands at which of its positions.
+
+Law of the file: positions come from peers. Whatever they are, nothing here raises; what is outside of the chunk is left
+out.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from gearmap.core.events import TaskRange
+from gearmap.core.retry import History
+
+__all__ = ["Attempt", "merged", "parted"]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt. It is *live* until the engine gives it up or its job is over.
+
+    `ranges` are its tasks in the order of their positions. `executions` are the positions they were last known at; the
+    newest execution comes last.
+    """
+
+    id: int
+    server: int
+    function: Hashable
+    ranges: list[TaskRange]
+    history: History
+    live: bool = True
+    last_sign: float = 0.0
+    executions: dict[bytes, int | None] = field(default_factory=dict)
+    failed: set[int] = field(default_factory=set)
+    size: int = field(init=False)
+    _bases: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = 0
+        self._bases = []
+        for start, stop in self.ranges:
+            self._bases.append(self.size)
+            self.size += stop - start
+
+    def locate(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Yield what positions `start .. stop` are: (first task, stop task, offset from `start`)."""
+        for at in range(max(0, bisect_right(self._bases, start) - 1), len(self.ranges)):
+            base = self._bases[at]
+            if base >= stop:
+                return
+            first, last = self.ranges[at]
+            low, high = max(start, base), min(stop, base + last - first)
+            if low < high:
+                yield first + low - base, first + high - base, low - start
+
+    def task_at(self, position: int | None) -> int | None:
+        """Return the task at a position, or None if there is none."""
+        if position is None:
+            return None
+        return next((first for first, _, _ in self.locate(position, position + 1)), None)
+
+    @property
+    def suspect(self) -> int | None:
+        """The position that the newest execution was last known at."""
+        return next((at for at in reversed(self.executions.values()) if at is not None), None)
+
+
+def merged(ranges: Iterable[TaskRange]) -> list[TaskRange]:
+    """Join neighbours.
+
+    >>> merged([(0, 1), (1, 2), (4, 5)])
+    [(0, 2), (4, 5)]
+    """
+    result: list[TaskRange] = []
+    for start, stop in ranges:
+        if result and result[-1][1] == start:
+            result[-1] = (result[-1][0], stop)
+        else:
+            result.append((start, stop))
+    return result
+
+
+def parted(ranges: Iterable[TaskRange], at: int) -> tuple[list[TaskRange], list[TaskRange]]:
+    """Return the first `at` tasks, and the others.
+
+    >>> parted([(0, 3), (7, 9)], 4)
+    ([(0, 3), (7, 8)], [(8, 9)])
+    """
+    head: list[TaskRange] = []
+    tail: list[TaskRange] = []
+    for start, stop in ranges:
+        middle = min(stop, start + max(0, at))
+        at -= middle - start
+        if start < middle:
+            head.append((start, middle))
+        if middle < stop:
+            tail.append((middle, stop))
+    return head, tail

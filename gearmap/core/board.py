@@ -1,0 +1,125 @@
+"""Which tasks wait, are sent or settled, and which blocks may be forgotten.
+
+Law of the file: a task is settled at most once. Ranges, not single tasks, are the unit of work here: a run of a million
+trivial tasks must not cost a million steps, nor a million one-task blocks a search each.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from gearmap.core.events import Block, Span, TaskRange
+
+__all__ = ["CANCELLED", "DONE", "FAILED", "SENT", "WAITING", "TaskBoard"]
+
+WAITING, SENT, DONE, FAILED, CANCELLED = range(5)
+
+# Runs of equal states are found by `re`, at the speed of C.
+_WAITING_RUN = re.compile(b"\x00+")
+_OPEN_RUN = re.compile(b"[\x00\x01]+")
+
+
+class TaskBoard:
+    """The states of a run's tasks, and its blocks."""
+
+    def __init__(self) -> None:
+        self._states = bytearray()
+        self._blocks: dict[int, Block] = {}  # by first task: those with an open task, in order
+        self._left: dict[int, int] = {}  # by first task: how many are open, in blocks that are partly settled
+        self._firsts: list[int] = []  # keys of `_blocks`, and some that are gone
+        self.counts = [0, 0, 0, 0, 0]
+
+    @property
+    def size(self) -> int:
+        """Tasks known so far."""
+        return len(self._states)
+
+    @property
+    def open(self) -> int:
+        """Tasks that are not settled."""
+        return self.counts[WAITING] + self.counts[SENT]
+
+    def add(self, block: Block) -> None:
+        """Take in the tasks of a block (at least one), which follow those known."""
+        if block.first != len(self._states) or block.size < 1:
+            raise ValueError(f"block {block.id} has {block.size} tasks from {block.first}, expected {self.size}")
+        self._states.extend(bytes(block.size))
+        self._blocks[block.first] = block
+        self._firsts.append(block.first)
+        self.counts[WAITING] += block.size
+
+    def is_open(self, task: int) -> bool:
+        """Whether the task is not settled."""
+        return self._states[task] <= SENT
+
+    def is_waiting(self, task: int) -> bool:
+        """Whether the task is known and not sent; any number may be asked for."""
+        return 0 <= task < len(self._states) and self._states[task] == WAITING
+
+    def open_ranges(self, start: int, stop: int) -> list[TaskRange]:
+        """Return the parts of `start .. stop` that are not settled, in order."""
+        return [match.span() for match in _OPEN_RUN.finditer(self._states, start, stop)]
+
+    def waiting_ranges(self, start: int, stop: int) -> list[TaskRange]:
+        """Return the parts of `start .. stop` that are not sent, in order."""
+        return [match.span() for match in _WAITING_RUN.finditer(self._states, start, stop)]
+
+    def blocks(self, start: int) -> Iterator[Block]:
+        """Yield the live blocks from the one that holds task `start` on; nothing may be settled meanwhile."""
+        for at in range(max(0, bisect_right(self._firsts, start) - 1), len(self._firsts)):
+            block = self._blocks.get(self._firsts[at])
+            if block is not None:
+                yield block
+
+    def spans(self, start: int, stop: int) -> Iterator[Span]:
+        """Yield the parts of blocks that open tasks `start .. stop` are."""
+        for block in self.blocks(start):
+            if block.first >= stop:
+                return
+            yield Span(block, max(0, start - block.first), min(block.size, stop - block.first))
+
+    def move(self, start: int, stop: int, old: int, new: int) -> None:
+        """Move tasks that are all in the open state `old` to the open state `new`."""
+        size = stop - start
+        self._states[start:stop] = bytes((new,)) * size
+        self.counts[old] -= size
+        self.counts[new] += size
+
+    def settle(self, start: int, stop: int, state: int) -> list[int]:
+        """Settle tasks that are all open; return the ids of the blocks of which nothing is open any more."""
+        size = stop - start
+        waiting = self._states.count(WAITING, start, stop)
+        self._states[start:stop] = bytes((state,)) * size
+        self.counts[WAITING] -= waiting
+        self.counts[SENT] -= size - waiting
+        self.counts[state] += size
+        finished = []
+        at = bisect_right(self._firsts, start) - 1
+        while start < stop:  # a block with an open task is live: no gap can come between
+            first = self._firsts[at]
+            block = self._blocks[first]
+            end = min(stop, first + block.size)
+            left = self._left.pop(first, block.size) - (end - start)
+            if left:
+                self._left[first] = left
+            else:
+                del self._blocks[first]
+                finished.append(block.id)
+            start = end
+            at += 1
+        if len(self._firsts) > 2 * len(self._blocks) + 64:
+            self._firsts = list(self._blocks)
+        return finished
+
+    def cancel_open(self) -> list[int]:
+        """Settle everything that is open as cancelled; return the ids of the blocks that were live."""
+        live = [block.id for block in self._blocks.values()]
+        self._states = self._states.translate(bytes((CANCELLED, CANCELLED, *range(DONE, 256))))
+        self.counts[CANCELLED] += self.open
+        self.counts[WAITING] = self.counts[SENT] = 0
+        self._blocks.clear()
+        self._left.clear()
+        self._firsts.clear()
+        return live

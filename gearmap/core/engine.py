@@ -1,0 +1,493 @@
+"""The run engine: the only owner of a run's retries.
+
+Rule 1: `handle` is total. Events may come late, twice, out of order or not at all; every task settles exactly once.
+Rule 2: a task is in at most one *live* attempt. An attempt that was given up stays known until its job is over: what it
+still delivers counts if it is the first to do so.
+Rule 3: what a node or a server did wrong is run again, uncharged; only the task that took a worker with it is charged.
+Where nobody knows which one did, the chunk is halved until one task is left: no chunk can kill workers for ever.
+Rule 4: tasks beyond the window stay here, where cancelling them is exact and free.
+
+Data flow::
+
+    AddBlock -> waiting -> Submit ----------> live attempt --OutcomeArrived--> Deliver / FailTask
+                  ^                               |
+                  +---- run again (uncharged, or charged to one task) <--- NOT_RUN, AttemptLost, silence
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from gearmap.core import events as ev
+from gearmap.core.attempts import Attempt, merged, parted
+from gearmap.core.board import CANCELLED, DONE, FAILED, SENT, WAITING, TaskBoard
+from gearmap.core.chunking import TARGET_BYTES, TaskStatistics, chunk_size
+from gearmap.core.retry import MAX_REFUSALS, History, RetryPolicy, Verdict, after_refusal, decide
+from gearmap.core.snapshot import ProgressSnapshot
+
+__all__ = ["BEAT_TIMEOUT", "RunEngine"]
+
+# Silence after which an execution that had begun is taken for lost; six beats. Raised: a slow network is forgiven
+# longer; lowered: a vanished host costs less time.
+BEAT_TIMEOUT = 30.0
+
+# Jobs at the servers for each worker: one that runs and one that waits. Raised: less idle time between chunks; lowered:
+# more tasks stay in the client, where cancelling is exact, and other clients get their turn sooner.
+JOBS_PER_WORKER = 2
+
+# Workers that are taken for granted while nobody knows how many there are. Raised: a faster start on large clusters;
+# lowered: more tasks stay in the client.
+UNKNOWN_WORKERS = 2
+
+# Executions of one attempt that a job server may start by itself before the engine takes the attempt back.
+MAX_EXECUTIONS = 5
+
+# How long a job server that refused a job (its queue is full) gets no other. Raised: less traffic that leads nowhere;
+# lowered: less idle time once there is room.
+REJECTION_PAUSE = 1.0
+
+_NEVER = float("inf")
+_FRESH = History()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rerun:
+    """Tasks that go again, in a job of their own; those that were settled meanwhile are left out then."""
+
+    ranges: list[ev.TaskRange]
+    history: History = _FRESH
+
+
+class RunEngine:
+    """All decisions of one run.
+
+    Parameters
+    ----------
+    policy
+        Limits for failures and losses.
+    chunksize
+        Tasks in each chunk, or None to measure.
+    max_workers
+        The most jobs of this run in flight, or None.
+    fail_fast
+        Whether the first task that fails for good ends the run.
+    total
+        How many tasks there will be, if it is known before the input has ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: RetryPolicy | None = None,
+        chunksize: int | None = None,
+        max_workers: int | None = None,
+        fail_fast: bool = True,
+        total: int | None = None,
+    ) -> None:
+        self._policy = policy or RetryPolicy()
+        self._chunksize = chunksize
+        self._max_workers = max_workers
+        self._fail_fast = fail_fast
+        self._total = total
+        self._board = TaskBoard()
+        self._statistics: dict[Hashable, TaskStatistics] = {}
+        self._fresh = 0  # the first task that was never sent
+        self._reruns: deque[_Rerun] = deque()  # they go before the fresh ones
+        self._attempts: dict[int, Attempt] = {}
+        self._in_flight: dict[int, int] = {}  # live attempts of each server that is up
+        self._paused: dict[int, float] = {}  # when a server that refused a job is asked again
+        self._next_attempt = 1
+        self._workers: int | None = None
+        self._failures: dict[int, int] = {}
+        self._losses: dict[int, int] = {}
+        self._again = 0
+        self._input_ended = False
+        self._stopped = False
+        self._ended = False
+        self._next_check = _NEVER
+        self._handlers: dict[type, Callable[[Any, float, list[ev.Instruction]], None]] = {
+            ev.AddBlock: self._on_block,
+            ev.InputEnded: self._on_input_ended,
+            ev.ServerUp: self._on_server_up,
+            ev.ServerDown: self._on_server_down,
+            ev.WorkersSeen: self._on_workers,
+            ev.Beat: self._on_beat,
+            ev.OutcomeArrived: self._on_outcome,
+            ev.AttemptLost: self._on_lost,
+            ev.CancelTask: self._on_cancel_task,
+            ev.CancelRun: self._on_cancel_run,
+            ev.Tick: self._on_tick,
+        }
+
+    # ------------------------------------------------------------------------------------------------------- surface
+
+    def handle(self, event: ev.Input, now: float) -> list[ev.Instruction]:
+        """Take in one event; return what to do."""
+        return self.handle_all((event,), now)
+
+    def handle_all(self, events: tuple[ev.Input, ...] | list[ev.Input], now: float) -> list[ev.Instruction]:
+        """Take in several events and plan once; return what to do.
+
+        At most one of them is an outcome: `Deliver` speaks of its payloads.
+        """
+        out: list[ev.Instruction] = []
+        for event in events:
+            if not self._ended:
+                self._handlers[type(event)](event, now, out)
+                if self._is_over():
+                    self._end(out)
+            elif isinstance(event, ev.AddBlock):
+                out.append(ev.DropBlock(event.block.id))
+        if not self._ended:
+            self._plan(now, out)
+        return out
+
+    @property
+    def deadline(self) -> float | None:
+        """When a `Tick` is due (monotonic seconds), or None."""
+        return None if self._ended or self._next_check == _NEVER else self._next_check
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over."""
+        return self._ended
+
+    @property
+    def wants_workers(self) -> bool:
+        """Whether the number of workers matters now: there are tasks that are not settled."""
+        return not self._ended and self._board.open > 0
+
+    def next_block_size(self, function: Hashable) -> int:
+        """Return how many tasks the next block should hold, or 0 while there is enough: one block is kept ahead."""
+        if self._ended or self._input_ended or self._board.counts[WAITING]:
+            return 0
+        return self._size(function, None if self._total is None else self._ahead)
+
+    def snapshot(self, elapsed: float) -> ProgressSnapshot:
+        """Return the run's progress after `elapsed` seconds."""
+        counts, ahead = self._board.counts, self._ahead
+        known = self._input_ended or self._total is not None
+        return ProgressSnapshot(
+            total=self._board.size + ahead if known else None,
+            done=counts[DONE],
+            failed=counts[FAILED],
+            cancelled=counts[CANCELLED] + (ahead if self._ended else 0),
+            running=counts[SENT],
+            queued=counts[WAITING] + (0 if self._ended else ahead),
+            again=self._again,
+            elapsed=elapsed,
+            workers=self._workers,
+        )
+
+    @property
+    def _ahead(self) -> int:
+        """Tasks that are still to come, as far as that is known."""
+        return 0 if self._total is None or self._input_ended else max(0, self._total - self._board.size)
+
+    # --------------------------------------------------------------------------------------------------------- inputs
+
+    def _on_block(self, event: ev.AddBlock, now: float, out: list[ev.Instruction]) -> None:
+        block = event.block
+        if block.size < 1:
+            out.append(ev.DropBlock(block.id))
+            return
+        self._board.add(block)
+        self._stats(block.function).pickled(block.size, block.payload_bytes)
+
+    def _on_input_ended(self, event: ev.InputEnded, now: float, out: list[ev.Instruction]) -> None:
+        self._input_ended = True
+
+    def _on_server_up(self, event: ev.ServerUp, now: float, out: list[ev.Instruction]) -> None:
+        self._in_flight.setdefault(event.server, 0)
+
+    def _on_server_down(self, event: ev.ServerDown, now: float, out: list[ev.Instruction]) -> None:
+        if self._in_flight.pop(event.server, None) is None:
+            return
+        self._paused.pop(event.server, None)
+        for attempt in [a for a in reversed(self._attempts.values()) if a.server == event.server]:
+            self._on_lost(ev.AttemptLost(attempt.id, ev.LossReason.SERVER), now, out)
+
+    def _on_workers(self, event: ev.WorkersSeen, now: float, out: list[ev.Instruction]) -> None:
+        self._workers = event.count
+
+    def _on_beat(self, event: ev.Beat, now: float, out: list[ev.Instruction]) -> None:
+        attempt = self._attempts.get(event.attempt)
+        if attempt is not None and attempt.live:
+            self._sign(attempt, event.execution, event.position, now)
+            self._limit_executions(attempt, out)
+
+    def _on_outcome(self, event: ev.OutcomeArrived, now: float, out: list[ev.Instruction]) -> None:
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None:
+            return
+        if event.count <= attempt.size:
+            self._stats(attempt.function).measured(event.count, event.elapsed)
+        for number, (start, stop) in enumerate(event.done):
+            self._deliver(attempt, event, number, start, stop, out)
+        if attempt.live:
+            self._sign(attempt, event.execution, None, now)
+            for failed in event.failed:
+                self._task_failed(attempt, failed, event.worker, out)
+            if event.final:
+                self._give_up(attempt)
+                self._run_rest_again(attempt, event.not_run, event.worker, out)
+            else:
+                self._limit_executions(attempt, out)
+        if event.final:
+            del self._attempts[attempt.id]
+
+    def _on_lost(self, event: ev.AttemptLost, now: float, out: list[ev.Instruction]) -> None:
+        attempt = self._attempts.pop(event.attempt, None)
+        if attempt is None or not attempt.live:
+            return
+        self._give_up(attempt)
+        if event.reason is ev.LossReason.REJECTED:
+            self._paused[attempt.server] = now + REJECTION_PAUSE
+            self._next_check = min(self._next_check, now + REJECTION_PAUSE)
+        kind = ev.NotRunKind.DIED
+        if event.reason in (ev.LossReason.SERVER, ev.LossReason.REJECTED):
+            kind = ev.NotRunKind.AGAIN
+        report = ev.NotRunReport(kind, event.detail or event.reason.value, attempt.suspect)
+        self._run_rest_again(attempt, report, None, out)
+
+    def _on_cancel_task(self, event: ev.CancelTask, now: float, out: list[ev.Instruction]) -> None:
+        if self._board.is_waiting(event.task):
+            self._settle(event.task, event.task + 1, CANCELLED, out)
+
+    def _on_cancel_run(self, event: ev.CancelRun, now: float, out: list[ev.Instruction]) -> None:
+        self._stopped = True
+
+    def _on_tick(self, event: ev.Tick, now: float, out: list[ev.Instruction]) -> None:
+        if now < self._next_check:
+            return
+        self._paused = {server: until for server, until in self._paused.items() if until > now}
+        self._next_check = min(self._paused.values(), default=_NEVER)
+        for attempt in list(self._attempts.values()):
+            if not (attempt.live and attempt.executions):
+                continue
+            if now >= attempt.last_sign + BEAT_TIMEOUT:
+                self._abandon(attempt, ev.LossReason.SILENT, out)
+            else:
+                self._next_check = min(self._next_check, attempt.last_sign + BEAT_TIMEOUT)
+
+    # ------------------------------------------------------------------------------------------------------- outcomes
+
+    def _sign(self, attempt: Attempt, execution: bytes, position: int | None, now: float) -> None:
+        """Take in a sign of life of one execution; a second execution is the job server's doing, and is counted."""
+        attempt.last_sign = now
+        self._next_check = min(self._next_check, now + BEAT_TIMEOUT)
+        is_new = execution not in attempt.executions
+        if is_new and attempt.executions:
+            self._again += attempt.size
+        if is_new or position is not None:
+            attempt.executions[execution] = position
+
+    def _limit_executions(self, attempt: Attempt, out: list[ev.Instruction]) -> None:
+        if len(attempt.executions) > MAX_EXECUTIONS:
+            self._abandon(attempt, ev.LossReason.WORKER, out)
+
+    def _deliver(
+        self,
+        attempt: Attempt,
+        event: ev.OutcomeArrived,
+        number: int,
+        start: int,
+        stop: int,
+        out: list[ev.Instruction],
+    ) -> None:
+        for first, last, offset in attempt.locate(start, stop):
+            for low, high in self._board.open_ranges(first, last):
+                out.append(ev.Deliver(number, offset + low - first, low, high - low, attempt.id, event.worker))
+                self._settle(low, high, DONE, out)
+
+    def _task_failed(self, attempt: Attempt, failed: ev.TaskFailed, worker: str, out: list[ev.Instruction]) -> None:
+        """Take in a failure; it counts once for each attempt, whatever executions the job server adds."""
+        task = attempt.task_at(failed.position)
+        if task is None or task in attempt.failed or not self._board.is_open(task):
+            return
+        attempt.failed.add(task)
+        failures = self._failures[task] = self._failures.get(task, 0) + 1
+        if failed.retry and decide(self._policy, failures=failures) is Verdict.RUN_AGAIN:
+            return  # it stays open, and goes again with the rest of its chunk
+        out.append(ev.FailTask(task, failed.failure, failures + self._losses.get(task, 0), worker))
+        self._settle(task, task + 1, FAILED, out)
+
+    # ------------------------------------------------------------------------------------------------------ run again
+
+    def _abandon(self, attempt: Attempt, reason: ev.LossReason, out: list[ev.Instruction]) -> None:
+        """Give up waiting for a live attempt, but keep listening to it."""
+        out.append(ev.CancelAttempt(attempt.id))
+        self._give_up(attempt)
+        report = ev.NotRunReport(ev.NotRunKind.DIED, reason.value, attempt.suspect)
+        self._run_rest_again(attempt, report, None, out)
+
+    def _run_rest_again(
+        self, attempt: Attempt, report: ev.NotRunReport | None, worker: str | None, out: list[ev.Instruction]
+    ) -> None:
+        """Put every open task of an attempt that was live back in the queue, or settle it."""
+        rest = self._open_ranges(attempt)
+        if not rest:
+            return
+        kind = ev.NotRunKind.AGAIN if report is None else report.reason
+        if report is not None and kind is ev.NotRunKind.DIED:
+            reruns = self._after_death(attempt, rest, report, worker, out)
+        else:
+            history = after_refusal(attempt.history, kind, worker or "", workers=self._workers)
+            reruns = [] if history is None else [_Rerun(rest, history)]
+            if history is None and report is not None:
+                self._refused(rest, report, worker, out)
+        for rerun in reversed(reruns):
+            self._reruns.appendleft(rerun)
+            for start, stop in rerun.ranges:
+                self._board.move(start, stop, SENT, WAITING)
+                self._again += stop - start
+
+    def _after_death(
+        self,
+        attempt: Attempt,
+        rest: list[ev.TaskRange],
+        report: ev.NotRunReport,
+        worker: str | None,
+        out: list[ev.Instruction],
+    ) -> list[_Rerun]:
+        """Charge the task that took its worker with it, and part it from the others; return what goes again."""
+        known = History(avoid=attempt.history.lacking, lacking=attempt.history.lacking)
+        size = sum(stop - start for start, stop in rest)
+        culprit = attempt.task_at(report.charged)
+        if culprit is None and size > 1:
+            return [_Rerun(half, known) for half in parted(rest, size // 2)]
+        if culprit is None:
+            culprit = rest[0][0]
+        elif not self._board.is_open(culprit):
+            return [_Rerun(rest, known)]
+        before = sum(min(stop, culprit) - start for start, stop in rest if start < culprit)
+        head, tail = parted(rest, before)
+        others = merged(head + parted(tail, 1)[1])
+        reruns = [_Rerun(others, known)] if others else []
+        losses = self._losses[culprit] = self._losses.get(culprit, 0) + 1
+        if decide(self._policy, losses=losses) is Verdict.RUN_AGAIN:
+            avoid = (*known.avoid, worker) if worker else known.avoid
+            return [*reruns, _Rerun([(culprit, culprit + 1)], History(avoid, known.lacking))]
+        out.append(ev.LoseTask(culprit, losses, report.detail, worker))
+        self._settle(culprit, culprit + 1, FAILED, out)
+        return reruns
+
+    def _refused(
+        self, rest: list[ev.TaskRange], report: ev.NotRunReport, worker: str | None, out: list[ev.Instruction]
+    ) -> None:
+        """Fail tasks that nobody can run with the report's failure; without one, stop the run."""
+        if report.reason is not ev.NotRunKind.CANNOT_LOAD or report.failure is None:
+            out.append(ev.BreakRun(report.reason, report.detail))
+            self._stopped = True
+            return
+        for start, stop in rest:
+            for task in range(start, stop):
+                out.append(ev.FailTask(task, report.failure, MAX_REFUSALS, worker or ""))
+                self._settle(task, task + 1, FAILED, out)
+                if self._fail_fast:
+                    return  # the run ends with this one; the others are cancelled
+
+    # ------------------------------------------------------------------------------------------------------- planning
+
+    def _plan(self, now: float, out: list[ev.Instruction]) -> None:
+        while self._board.counts[WAITING]:
+            server = self._roomiest_server(now)
+            if server is None:
+                return
+            ranges, history = self._take_rerun() if self._reruns else self._take_fresh()
+            if not ranges:
+                continue  # settled while they waited
+            spans = tuple(span for start, stop in ranges for span in self._board.spans(start, stop))
+            for start, stop in ranges:
+                self._board.move(start, stop, WAITING, SENT)
+            attempt = Attempt(self._next_attempt, server, spans[0].block.function, ranges, history)
+            self._next_attempt += 1
+            self._attempts[attempt.id] = attempt
+            self._in_flight[server] += 1
+            out.append(ev.Submit(attempt.id, server, spans, history.avoid))
+
+    def _roomiest_server(self, now: float) -> int | None:
+        """Return the server with the fewest jobs of this run, or None if every window is full."""
+        if self._max_workers is not None and sum(self._in_flight.values()) >= self._max_workers:
+            return None
+        servers = [server for server in self._in_flight if self._paused.get(server, now) <= now]
+        server = min(servers, key=self._in_flight.__getitem__, default=None)
+        return None if server is None or self._in_flight[server] >= self._window() else server
+
+    def _window(self) -> int:
+        """Return how many jobs each server may hold."""
+        if self._workers is None:
+            return JOBS_PER_WORKER * UNKNOWN_WORKERS
+        return max(2, -(-JOBS_PER_WORKER * self._workers // max(1, len(self._in_flight))))
+
+    def _take_rerun(self) -> tuple[list[ev.TaskRange], History]:
+        rerun = self._reruns.popleft()
+        waiting = [part for start, stop in rerun.ranges for part in self._board.waiting_ranges(start, stop)]
+        return waiting, rerun.history
+
+    def _take_fresh(self) -> tuple[list[ev.TaskRange], History]:
+        """Take whole blocks of one function, as many as a chunk should hold, and one at least."""
+        start = self._fresh
+        function: Hashable = None
+        room = byte_room = 0
+        for block in self._board.blocks(start):
+            if block.first < start:
+                continue
+            if self._fresh == start:
+                function = block.function
+                room = self._size(function, self._ahead + self._board.counts[WAITING])
+                byte_room = TARGET_BYTES
+            elif block.size > room or block.payload_bytes > byte_room or block.function != function:
+                break
+            room -= block.size
+            byte_room -= block.payload_bytes
+            self._fresh = block.first + block.size
+        return self._board.waiting_ranges(start, self._fresh), _FRESH
+
+    def _size(self, function: Hashable, remaining: int | None) -> int:
+        """Return how many tasks a chunk should take."""
+        workers = self._workers or UNKNOWN_WORKERS
+        if self._max_workers is not None:
+            workers = min(workers, self._max_workers)
+        return chunk_size(self._stats(function), workers=workers, remaining=remaining, chunksize=self._chunksize)
+
+    def _stats(self, function: Hashable) -> TaskStatistics:
+        statistics = self._statistics.get(function)
+        if statistics is None:
+            statistics = self._statistics[function] = TaskStatistics()
+        return statistics
+
+    # ---------------------------------------------------------------------------------------------------------- books
+
+    def _open_ranges(self, attempt: Attempt) -> list[ev.TaskRange]:
+        return [part for start, stop in attempt.ranges for part in self._board.open_ranges(start, stop)]
+
+    def _settle(self, start: int, stop: int, state: int, out: list[ev.Instruction]) -> None:
+        out.extend(map(ev.DropBlock, self._board.settle(start, stop, state)))
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """Make a live attempt one that is not: its place in the window is free."""
+        attempt.live = False
+        if attempt.server in self._in_flight:
+            self._in_flight[attempt.server] -= 1
+
+    def _is_over(self) -> bool:
+        if self._stopped or (self._fail_fast and self._board.counts[FAILED] > 0):
+            return True
+        return self._input_ended and self._board.open == 0
+
+    def _end(self, out: list[ev.Instruction]) -> None:
+        """Settle what is left as cancelled and give up every attempt."""
+        self._ended = True
+        for attempt in self._attempts.values():
+            # One that runs and has delivered everything is about to be over: stopping it would cost a child.
+            if attempt.live and (not attempt.executions or self._open_ranges(attempt)):
+                out.append(ev.CancelAttempt(attempt.id))
+        out.extend(map(ev.DropBlock, self._board.cancel_open()))
+        self._reruns.clear()
+        self._attempts.clear()
+        self._in_flight = dict.fromkeys(self._in_flight, 0)
+        out.append(ev.RunEnded())

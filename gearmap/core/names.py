@@ -1,0 +1,98 @@
+"""Gearman function names: they carry all compatibility, so that nobody is offered what it cannot run.
+
+`gearmap1.<queue>[~level].py311.<key id>` is a lane of work; `gearmap1.node.<node id>.<key id>` is a node's control
+function. The number after `gearmap` is the wire version.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["WIRE_VERSION", "Lane", "control_name", "explain_no_worker", "node_ids"]
+
+WIRE_VERSION = 1
+
+_LANE = re.compile(r"gearmap(\d+)\.([A-Za-z0-9_-]{1,64})(?:~(\d+))?\.py(\d)(\d+)\.([0-9a-f]{8})")
+_CONTROL = re.compile(r"gearmap1\.node\.([A-Za-z0-9-]+)\.([0-9a-f]{8})")
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One queue at one nesting level, for one Python version and one key.
+
+    >>> Lane("gpu", (3, 11), "1f3a77c0").name
+    'gearmap1.gpu.py311.1f3a77c0'
+    >>> Lane.parse("gearmap1.gpu~2.py311.1f3a77c0").level
+    2
+    """
+
+    queue: str
+    python: tuple[int, int]
+    key_id: str
+    level: int = 0
+    version: int = WIRE_VERSION
+
+    @property
+    def name(self) -> str:
+        """The Gearman function name."""
+        level = f"~{self.level}" if self.level else ""
+        return f"gearmap{self.version}.{self.queue}{level}.py{self.python[0]}{self.python[1]}.{self.key_id}"
+
+    @classmethod
+    def parse(cls, name: str) -> Lane | None:
+        """Return the lane that a function name means, or None if it is not one of ours."""
+        match = _LANE.fullmatch(name)
+        if match is None:
+            return None
+        version, queue, level, major, minor, key_id = match.groups()
+        return cls(queue, (int(major), int(minor)), key_id, int(level or 0), int(version))
+
+
+def control_name(node_id: str, key_id: str) -> str:
+    """Return the name of a node's control function."""
+    return f"gearmap{WIRE_VERSION}.node.{node_id}.{key_id}"
+
+
+def node_ids(functions: Iterable[str], key_id: str) -> list[str]:
+    """Return the ids of the nodes of one key whose control functions are among `functions`."""
+    found = []
+    for name in functions:
+        match = _CONTROL.fullmatch(name)
+        if match and match.group(2) == key_id:
+            found.append(match.group(1))
+    return found
+
+
+def explain_no_worker(lane: Lane, served: Iterable[tuple[str, int]], server: str) -> str:
+    """Say why nothing runs in `lane`, from the (function name, workers) pairs that a job server lists.
+
+    >>> print(explain_no_worker(Lane("gpu", (3, 11), "1f3a77c0"), [("gearmap1.gpu.py312.1f3a77c0", 12)], "head:4730"))
+    no worker serves queue 'gpu' for Python 3.11 with your key (1f3a77c0) on head:4730: 12 serve it with Python 3.12; \
+start one: gearmap worker -s head:4730 -q gpu
+    """
+    other_python: dict[tuple[int, int], int] = {}
+    other_key = 0
+    other_queue: dict[str, int] = {}
+    for name, workers in served:
+        other = Lane.parse(name)
+        if other is None or not workers or other.level != lane.level:
+            continue
+        if other.queue != lane.queue:
+            if (other.python, other.key_id) == (lane.python, lane.key_id):
+                other_queue[other.queue] = workers
+        elif other.key_id != lane.key_id:
+            other_key += workers
+        elif other.python != lane.python:
+            other_python[other.python] = workers
+    facts = [f"{count} serve it with Python {v[0]}.{v[1]}" for v, count in sorted(other_python.items())]
+    if other_key:
+        facts.append(f"{other_key} have another key")
+    facts += [f"{count} serve {queue!r}" for queue, count in sorted(other_queue.items())]
+    there = ": " + ", ".join(facts) if facts else ""
+    return (
+        f"no worker serves queue {lane.queue!r} for Python {lane.python[0]}.{lane.python[1]} with your key "
+        f"({lane.key_id}) on {server}{there}; start one: gearmap worker -s {server}"
+        + (f" -q {lane.queue}" if lane.queue != "default" else "")
+    )

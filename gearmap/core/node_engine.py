@@ -1,0 +1,497 @@
+"""The node engine: what a node does with its workers' jobs and with its children.
+
+Rule 1: one job a worker, one execution a child; a worker keeps its child as long as that lives.
+Rule 2: a job that was taken is always answered: by the child's final outcome, or by one NOT_RUN of the node.
+Rule 3: silence of a job server is not news. Only "nobody waits", twice in a row, stops an execution.
+Rule 4: nothing here knows what is in an envelope, and nothing here waits: `now` is an argument, `deadline` an answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+__all__ = [
+    "AnswerNotRun",
+    "AskClients",
+    "ChildGone",
+    "ChildReady",
+    "ClientsCounted",
+    "Drain",
+    "Exit",
+    "Finish",
+    "Forward",
+    "JobGone",
+    "JobTaken",
+    "KillChild",
+    "NodeEngine",
+    "NodeReason",
+    "OutcomeCommitted",
+    "OutcomeFinal",
+    "Pause",
+    "RunJob",
+    "SendBeat",
+    "Start",
+    "StartChild",
+    "StopExecution",
+    "Tick",
+]
+
+# First sign of an execution, so that a short job costs no beat at all; also the longest time that a finished outcome
+# waits in the node. Raised: fewer packets; lowered: progress that is seen sooner.
+FIRST_BEAT = 0.25
+
+# Raised: less traffic of long tasks; lowered: a vanished host is noticed sooner (the client allows six of these).
+BEAT_INTERVAL = 5.0
+
+# How often a job server is asked whether anybody still waits. Raised: less traffic; lowered: a cancelled task stops
+# sooner (after two answers).
+ASK_INTERVAL = 0.5
+
+# How long a worker that is to be avoided keeps the job before it gives it back, so that another one can be woken first.
+AVOID_DELAY = 0.2
+
+# Children that die before they were ready, in a row, before the node gives up.
+MAX_FAILED_STARTS = 5
+
+
+class NodeReason(Enum):
+    """Why the node answers a job itself."""
+
+    AVOIDED = "avoided"
+    EXPIRED = "expired"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    CHILD_DIED = "child died"
+
+
+# ------------------------------------------------------------------------------------------------------------- inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The node begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildReady:
+    """A child answers."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChildGone:
+    """A child was reaped and its pipe is empty. `position` is the task that it was at, if it was at one."""
+
+    child: int
+    position: int | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobTaken:
+    """A worker was given a job whose header opened."""
+
+    worker: int
+    execution: bytes
+    foreground: bool = True
+    avoided: bool = False
+    expired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobGone:
+    """The connection that assigned the worker's job is lost: the job is somebody else's now."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeCommitted:
+    """A child committed outcomes, not the last."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeFinal:
+    """A child committed its last outcome of the execution."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientsCounted:
+    """The job server said how many clients wait for the worker's execution."""
+
+    worker: int
+    execution: bytes
+    clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopExecution:
+    """Somebody with the key wants an execution stopped."""
+
+    execution: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take nothing new; give back after `grace` seconds what still runs then."""
+
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+# ------------------------------------------------------------------------------------------------------- instructions
+
+
+@dataclass(frozen=True, slots=True)
+class StartChild:
+    """Start a child process under this number."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillChild:
+    """Kill a child and its process group."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """Hand the worker's job to a child."""
+
+    worker: int
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Send on what the worker's child has committed."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Send what the worker's child has committed as the job's completion."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerNotRun:
+    """Complete the worker's job with what was committed and a NOT_RUN for the rest."""
+
+    worker: int
+    reason: NodeReason
+    charged: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SendBeat:
+    """Say that the worker's execution goes on."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskClients:
+    """Ask the job server that assigned the worker's job how many clients wait for it."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """No worker takes a job any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The node is done; `problem` is empty if all is well."""
+
+    problem: str = ""
+
+
+Input: TypeAlias = (
+    Start
+    | ChildReady
+    | ChildGone
+    | JobTaken
+    | JobGone
+    | OutcomeCommitted
+    | OutcomeFinal
+    | ClientsCounted
+    | StopExecution
+    | Drain
+    | Tick
+)
+Instruction: TypeAlias = (
+    StartChild | KillChild | RunJob | Forward | Finish | AnswerNotRun | SendBeat | AskClients | Pause | Exit
+)
+
+_NEVER = float("inf")
+
+
+@dataclass(slots=True)
+class _Execution:
+    """One job of a worker. `child` is None until a child has it; `give_back_at` is set for one that is not run."""
+
+    id: bytes
+    foreground: bool
+    child: int | None
+    next_beat: float = _NEVER
+    next_forward: float = _NEVER
+    next_ask: float = _NEVER
+    give_back_at: float = _NEVER
+    nobody_waits: int = 0
+    stopping: NodeReason | None = None
+
+    @property
+    def deadline(self) -> float:
+        return min(self.next_beat, self.next_forward, self.next_ask, self.give_back_at)
+
+
+class NodeEngine:
+    """All decisions of one node.
+
+    Parameters
+    ----------
+    workers
+        How many workers the node has; they are numbered from 0.
+    spares
+        Warm children beyond one for each worker, so that a lost child is replaced at once.
+    """
+
+    def __init__(self, *, workers: int, spares: int = 1) -> None:
+        self._spares = spares
+        self._child_of: list[int | None] = [None] * workers
+        self._executions: list[_Execution | None] = [None] * workers
+        self._starting: set[int] = set()
+        self._idle: list[int] = []  # ready, and no worker's yet
+        self._next_child = 0
+        self._failed_starts = 0
+        self._draining = False
+        self._give_back_all_at = _NEVER
+        self._exited = False
+
+    @property
+    def deadline(self) -> float | None:
+        """When a `Tick` is due (monotonic seconds), or None."""
+        due = self._give_back_all_at
+        for execution in self._executions:
+            if execution is not None:
+                due = min(due, execution.deadline)
+        return None if due == _NEVER else due
+
+    @property
+    def busy(self) -> int:
+        """Workers that have a job."""
+        return sum(execution is not None for execution in self._executions)
+
+    def execution_of(self, worker: int) -> bytes | None:
+        """Return the execution that a worker has, or None."""
+        execution = self._executions[worker]
+        return None if execution is None else execution.id
+
+    def worker_of(self, child: int) -> int | None:
+        """Return whose execution a child runs, or None."""
+        for worker, execution in enumerate(self._executions):
+            if execution is not None and execution.child == child:
+                return worker
+        return None
+
+    def handle(self, event: Input, now: float) -> list[Instruction]:
+        """Take in one event; return what to do."""
+        out: list[Instruction] = []
+        if self._exited:
+            return out
+        match event:
+            case Start():
+                self._refill(out)
+            case ChildReady(child):
+                self._on_child_ready(child, out)
+            case ChildGone():
+                self._on_child_gone(event, out)
+            case JobTaken():
+                self._on_job(event, now, out)
+            case JobGone(worker):
+                self._on_job_gone(worker, out)
+            case OutcomeCommitted(child):
+                self._on_committed(child, now)
+            case OutcomeFinal(child):
+                self._on_final(child, out)
+            case ClientsCounted():
+                self._on_clients(event, now, out)
+            case StopExecution(execution_id):
+                for execution in self._executions:
+                    if execution is not None and execution.id == execution_id:
+                        self._stop(execution, NodeReason.STOPPED, now, out)
+            case Drain(grace):
+                self._draining = True
+                self._give_back_all_at = min(self._give_back_all_at, now + grace)
+                out.append(Pause())
+        self._on_time(now, out)
+        if self._draining and self.busy == 0:
+            self._exited = True
+            out.append(Exit())
+        return out
+
+    # ------------------------------------------------------------------------------------------------------- children
+
+    def _refill(self, out: list[Instruction]) -> None:
+        """Start children until every worker has one and the spares are there."""
+        wanted = self._child_of.count(None) + self._spares - len(self._idle) - len(self._starting)
+        for _ in range(wanted if not self._draining else 0):
+            child = self._next_child
+            self._next_child += 1
+            self._starting.add(child)
+            out.append(StartChild(child))
+
+    def _on_child_ready(self, child: int, out: list[Instruction]) -> None:
+        if child not in self._starting:
+            return
+        self._starting.discard(child)
+        self._failed_starts = 0
+        self._idle.append(child)
+        self._place_children(out)
+
+    def _place_children(self, out: list[Instruction]) -> None:
+        """Give idle children to workers without one: those with a job first."""
+        lacking = [worker for worker, child in enumerate(self._child_of) if child is None]
+        lacking.sort(key=lambda worker: self._executions[worker] is None)
+        for worker in lacking:
+            if not self._idle:
+                return
+            self._child_of[worker] = self._idle.pop(0)
+            self._run(worker, out)
+
+    def _run(self, worker: int, out: list[Instruction]) -> None:
+        """Hand a worker's job to its child, if there are both."""
+        execution, child = self._executions[worker], self._child_of[worker]
+        if execution is None or child is None or execution.child is not None or execution.give_back_at != _NEVER:
+            return
+        execution.child = child
+        out.append(RunJob(worker, child))
+
+    def _on_child_gone(self, event: ChildGone, out: list[Instruction]) -> None:
+        child = event.child
+        worker = self.worker_of(child)
+        if child in self._starting:
+            self._starting.discard(child)
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILED_STARTS:
+                self._exited = True
+                out.append(Exit(f"children end before they are ready: {event.detail}"))
+                return
+        elif child in self._idle:
+            self._idle.remove(child)
+        if worker is not None:
+            self._after_death(worker, event, out)
+        self._part_with(child, out)
+
+    def _after_death(self, worker: int, event: ChildGone, out: list[Instruction]) -> None:
+        execution = self._executions[worker]
+        assert execution is not None
+        self._executions[worker] = None
+        if execution.stopping is not None:
+            out.append(AnswerNotRun(worker, execution.stopping))
+        else:
+            out.append(AnswerNotRun(worker, NodeReason.CHILD_DIED, event.position, event.detail))
+
+    # ----------------------------------------------------------------------------------------------------------- jobs
+
+    def _on_job(self, event: JobTaken, now: float, out: list[Instruction]) -> None:
+        execution = _Execution(event.execution, event.foreground, None)
+        self._executions[event.worker] = execution
+        if event.expired:
+            self._executions[event.worker] = None
+            out.append(AnswerNotRun(event.worker, NodeReason.EXPIRED))
+        elif event.avoided:
+            execution.give_back_at = now + AVOID_DELAY
+        else:
+            execution.next_beat = now + FIRST_BEAT
+            if event.foreground:
+                execution.next_ask = now + ASK_INTERVAL
+            self._run(event.worker, out)
+
+    def _on_job_gone(self, worker: int, out: list[Instruction]) -> None:
+        execution = self._executions[worker]
+        self._executions[worker] = None
+        if execution is not None and execution.child is not None:
+            out.append(KillChild(execution.child))
+            self._part_with(execution.child, out)
+
+    def _part_with(self, child: int, out: list[Instruction]) -> None:
+        """Take a child that is dead or dying from its worker, so that no new job goes to it."""
+        self._child_of = [None if held == child else held for held in self._child_of]
+        self._refill(out)
+        self._place_children(out)
+
+    def _on_committed(self, child: int, now: float) -> None:
+        worker = self.worker_of(child)
+        execution = None if worker is None else self._executions[worker]
+        if execution is not None:
+            execution.next_forward = min(execution.next_forward, now + FIRST_BEAT)
+
+    def _on_final(self, child: int, out: list[Instruction]) -> None:
+        worker = self.worker_of(child)
+        if worker is not None:
+            self._executions[worker] = None
+            out.append(Finish(worker))
+
+    def _on_clients(self, event: ClientsCounted, now: float, out: list[Instruction]) -> None:
+        execution = self._executions[event.worker]
+        if execution is None or execution.id != event.execution:
+            return
+        execution.nobody_waits = 0 if event.clients else execution.nobody_waits + 1
+        if execution.nobody_waits >= 2:
+            self._stop(execution, NodeReason.STOPPED, now, out)
+
+    def _stop(self, execution: _Execution, reason: NodeReason, now: float, out: list[Instruction]) -> None:
+        """Stop an execution: by its child's death, or at once if no child has it."""
+        if execution.stopping is not None:
+            return
+        execution.stopping = reason
+        execution.next_ask = execution.next_beat = execution.next_forward = _NEVER
+        if execution.child is not None:
+            out.append(KillChild(execution.child))
+            self._part_with(execution.child, out)
+        else:
+            execution.give_back_at = now
+
+    # ----------------------------------------------------------------------------------------------------------- time
+
+    def _on_time(self, now: float, out: list[Instruction]) -> None:
+        for worker, execution in enumerate(self._executions):
+            if execution is None:
+                continue
+            if now >= self._give_back_all_at:
+                self._stop(execution, NodeReason.DRAINING, now, out)
+            if now >= execution.give_back_at:
+                self._executions[worker] = None
+                out.append(AnswerNotRun(worker, execution.stopping or NodeReason.AVOIDED))
+                continue
+            if now >= execution.next_forward:
+                execution.next_forward = _NEVER
+                out.append(Forward(worker))
+            if now >= execution.next_beat:
+                execution.next_beat = now + BEAT_INTERVAL
+                out.append(SendBeat(worker))
+            if now >= execution.next_ask:
+                execution.next_ask = now + ASK_INTERVAL
+                out.append(AskClients(worker))
+        if now >= self._give_back_all_at:
+            self._give_back_all_at = _NEVER

@@ -1,0 +1,55 @@
+"""Progress of a run as a value, and the Protocol of whoever shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["ProgressSink", "ProgressSnapshot"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressSnapshot:
+    """Counts of one run at one instant.
+
+    `total` is None while nobody knows how many tasks there will be. `running` are tasks that were sent to a job server
+    and have no outcome yet, `queued` those that wait to be sent. `again` counts tasks that were sent once more, or
+    started once more by a job server. `elapsed` is in seconds.
+    """
+
+    total: int | None
+    done: int
+    failed: int
+    cancelled: int
+    running: int
+    queued: int
+    again: int
+    elapsed: float
+    workers: int | None
+
+    @property
+    def settled(self) -> int:
+        """Tasks that will not change any more."""
+        return self.done + self.failed + self.cancelled
+
+    @property
+    def rate(self) -> float:
+        """Tasks done or failed for each second since the start; 0.0 before the first."""
+        return (self.done + self.failed) / self.elapsed if self.elapsed > 0 else 0.0
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds until the end at the present rate, or None if that is not known."""
+        if self.total is None or self.rate == 0.0:
+            return None
+        return (self.total - self.settled) / self.rate
+
+
+class ProgressSink(Protocol):
+    """Shows a run. Called from the thread that waits for the run, a few times a second."""
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        """Show the present state."""
+
+    def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
+        """Show the last state; `note` says how the run ended, empty if all is well."""

@@ -1,0 +1,105 @@
+"""Which progress display fits, and the two plain ones: nothing, and a tqdm bar on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from gearmap.core.snapshot import ProgressSink, ProgressSnapshot
+
+__all__ = ["NoSink", "SinkKind", "TqdmSink", "choose_sink", "make_sink"]
+
+# A map that is over sooner shows nothing: a bar that flashes up only disturbs.
+SHOW_AFTER = 0.5
+
+
+class SinkKind(Enum):
+    """How progress is shown."""
+
+    NOTHING = "nothing"
+    TQDM = "a tqdm bar"
+
+
+def choose_sink(*, progress: bool | None, is_terminal: bool, environ: Mapping[str, str]) -> SinkKind:
+    """Return how to show progress.
+
+    Parameters
+    ----------
+    progress
+        The user's wish: True and False win over everything but `GEARMAP_PROGRESS=off`.
+    is_terminal
+        Whether standard error is one.
+    environ
+        The environment.
+
+    Examples
+    --------
+    >>> choose_sink(progress=None, is_terminal=False, environ={})
+    <SinkKind.NOTHING: 'nothing'>
+    >>> choose_sink(progress=True, is_terminal=False, environ={})
+    <SinkKind.TQDM: 'a tqdm bar'>
+    """
+    if environ.get("GEARMAP_PROGRESS", "").lower() in ("off", "0", "no") or progress is False:
+        return SinkKind.NOTHING
+    if progress or is_terminal:
+        return SinkKind.TQDM
+    return SinkKind.NOTHING
+
+
+def make_sink(kind: SinkKind, *, desc: str | None, where: str, explicit: bool) -> ProgressSink:
+    """Return a sink of the kind; `explicit` shows it from the start."""
+    if kind is SinkKind.NOTHING:
+        return NoSink()
+    return TqdmSink(desc=desc, where=where, delay=0.0 if explicit else SHOW_AFTER)
+
+
+class NoSink:
+    """Shows nothing."""
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        """Show nothing."""
+
+    def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
+        """Show nothing."""
+
+
+class TqdmSink:
+    """A tqdm bar on standard error."""
+
+    def __init__(self, *, desc: str | None, where: str, delay: float) -> None:
+        self._desc = desc
+        self._where = where
+        self._delay = delay
+        self._bar: Any = None
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        """Move the bar; it appears once the run has lasted `delay` seconds."""
+        if snapshot.elapsed < self._delay:
+            return
+        if self._bar is None:
+            self._bar = self._make_bar(snapshot)
+        self._move(snapshot)
+
+    def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
+        """Leave the bar as it ended, with a word if that was not well."""
+        if self._bar is None:
+            return
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._move(snapshot)
+        self._bar.close()
+
+    def _make_bar(self, snapshot: ProgressSnapshot) -> Any:
+        from tqdm import tqdm
+
+        bar = tqdm(total=snapshot.total, desc=self._desc, unit="task", file=sys.stderr, dynamic_ncols=True)
+        bar.start_t -= snapshot.elapsed  # the clock runs from the start of the run, not of the bar
+        bar.set_postfix_str(self._where, refresh=False)
+        return bar
+
+    def _move(self, snapshot: ProgressSnapshot) -> None:
+        self._bar.total = snapshot.total
+        self._bar.n = snapshot.done + snapshot.failed
+        self._bar.refresh()

@@ -1,0 +1,69 @@
+"""`python -m gearmap.jobserver`: the embedded job server as a process.
+
+What lives here: command line, logging, the one line that tells where the server listens. What must not: serving.
+
+Rule 1: standard output carries exactly one line, JSON, when connections are accepted; then it stays quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+from gearmap.jobserver.shell import listen, raise_file_limit, serve
+from gearmap.jobserver.state import ServerOptions
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server until it is told to stop; return the exit status."""
+    args = _parse(argv)
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
+    # Without a file the log goes to standard error.
+    logging.basicConfig(filename=args.log, level=level, format="%(asctime)s %(levelname)s %(message)s")
+    raise_file_limit()
+    try:
+        listener = listen(args.host, args.port)
+    except OSError as error:
+        print(f"cannot listen on {args.host!r} port {args.port}: {error}", file=sys.stderr)
+        return 1
+    host, port = listener.getsockname()[:2]
+    ready = json.dumps({"host": host, "port": port, "pid": os.getpid()})
+    options = ServerOptions(
+        host_name=socket.gethostname().encode()[:40],
+        job_retries=args.job_retries,
+        wake_one=args.wake_one,
+    )
+    serve(
+        listener,
+        options,
+        lifeline=0 if args.lifeline else None,
+        on_ready=lambda: print(ready, flush=True),
+    )
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m gearmap.jobserver", description="A small Gearman job server."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
+    parser.add_argument("--lifeline", action="store_true", help="stop at the end of standard input")
+    parser.add_argument(
+        "--job-retries", type=int, default=5, metavar="N", help="workers a job may lose; 0: no limit"
+    )
+    parser.add_argument("--wake-one", action="store_true", help="a job wakes one sleeping worker, not all")
+    parser.add_argument("--log", metavar="FILE", help="log file (default: standard error)")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

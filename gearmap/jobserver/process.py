@@ -1,0 +1,469 @@
+"""Job servers as child processes: start one, wait until it answers, stop it.
+
+What lives here: gearmand and the embedded server as children that never outlive their parent. What must not: asyncio,
+the protocol beyond the two admin lines that tell that a server is there.
+
+Rule 1: a child ends when its parent process goes away, however that happens: it holds a pipe whose other end is ours
+alone, and ends at its end of file.
+Rule 2: only the process that started a server stops it; a forked child that inherited the object does not.
+Rule 3: stopping twice, or stopping what never came up, is no error, and leaves no process and no file behind.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import selectors
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import weakref
+from typing import IO, Any, Final
+
+from gearmap.errors import ConfigurationError, ServerUnavailable
+from gearmap.jobserver.commandline import LaunchOptions, embedded_command, find_gearmand, gearmand_command
+
+__all__ = ["LaunchOptions", "PendingServer", "ServerProcess", "find_gearmand", "launch", "start_job_server"]
+
+logger = logging.getLogger(__name__)
+
+# Between two looks at a server that is starting. Longer: later ready; shorter: takes its processor.
+POLL_DELAY: Final = 0.005
+# A free port may be taken between our look and gearmand's; twice in a row is rare already.
+MAX_PORT_ATTEMPTS: Final = 5
+
+# gearmand cannot watch a pipe, so a shell does: $1 is the directory to clean up, the rest the command. The end of
+# standard input ends the server, and the end of the server ends the shell. `read` is built in: no process is left over.
+_GUARD: Final = """
+dir=$1; shift
+exec 3<&0
+"$@" </dev/null 3<&- &
+server=$!
+echo "$server"
+exec >&-
+( read -r _ <&3; kill "$server"; sleep 5; kill -9 "$server" ) 2>/dev/null &
+watch=$!
+wait "$server"
+status=$?
+kill "$watch" 2>/dev/null
+rm -rf "$dir"
+exit "$status"
+"""
+
+
+class _Child:
+    """A started process, the pipe it lives by, and its temporary directory."""
+
+    def __init__(self, command: list[str], directory: str) -> None:
+        self.directory = directory
+        self.owner_pid = os.getpid()
+        self.messages: IO[bytes] = tempfile.TemporaryFile()
+        try:
+            # A session of its own: Ctrl-C in our terminal is not meant for the server.
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.messages,
+                start_new_session=True,
+                close_fds=True,
+            )
+        except BaseException:
+            self.messages.close()
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        _close_lifeline_after_fork(self)
+
+    @property
+    def is_ours(self) -> bool:
+        return os.getpid() == self.owner_pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self.is_ours and self.process.poll() is None
+
+    def close_lifeline(self) -> None:
+        if self.process.stdin is not None:
+            try:
+                self.process.stdin.close()
+            except OSError:
+                pass
+
+    def read_line(self, deadline: float) -> bytes:
+        """Return the first line of standard output; what came so far if it ends or the deadline passes."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        line = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                timeout = deadline - time.monotonic()
+                if timeout <= 0 or not selector.select(timeout):
+                    break
+                data = os.read(stdout.fileno(), 4096)
+                if not data:
+                    break
+                line += data
+        return line
+
+    def read_messages(self) -> str:
+        """Return the last that the child wrote to standard error."""
+        size = self.messages.seek(0, os.SEEK_END)
+        self.messages.seek(max(0, size - 2000))
+        return self.messages.read().decode(errors="replace").strip()
+
+    def stop(self, timeout: float, server_pid: int | None) -> None:
+        self.close_lifeline()
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill(server_pid)
+        self.release()
+
+    def kill(self, server_pid: int | None) -> None:
+        # The server first: while its parent, perhaps a shell, is there, its number is not given to another process.
+        if self.process.poll() is None and server_pid is not None:
+            try:
+                os.kill(server_pid, 9)
+            except ProcessLookupError:
+                pass
+        try:
+            self.process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def release(self) -> None:
+        """Close what is left in this process, and remove the directory."""
+        self.close_lifeline()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self.messages.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _close_lifeline_after_fork(child: _Child) -> None:
+    """Keep a forked process from holding the pipe, and with it the server, when its parent has died."""
+    reference = weakref.ref(child)
+
+    def close() -> None:
+        child = reference()
+        if child is not None:
+            child.close_lifeline()
+
+    os.register_at_fork(after_in_child=close)
+
+
+class ServerProcess:
+    """A job server that answers.
+
+    Attributes
+    ----------
+    kind
+        `"embedded"`, or `"gearmand"` and its version.
+    host, port
+        Where it listens.
+    pid
+        Its process.
+    """
+
+    def __init__(self, child: _Child, *, kind: str, host: str, port: int, pid: int) -> None:
+        self._child = child
+        self.kind = kind
+        self.host = host
+        self.port = port
+        self.pid = pid
+
+    def __repr__(self) -> str:
+        state = "alive" if self.alive else "stopped"
+        return f"<ServerProcess {self.kind} at {self.host}:{self.port}, pid {self.pid}, {state}>"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server runs; always False in a forked process, which does not own it."""
+        return self._child.is_alive
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Ask the server to end, wait, and kill it if it is not gone after `timeout` seconds. May be repeated."""
+        if self._child.is_ours:
+            self._child.stop(timeout, self.pid)
+
+    def kill(self) -> None:
+        """Kill the server at once, as a crash would. May be repeated."""
+        if self._child.is_ours:
+            self._child.kill(self.pid)
+            self._child.release()
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+
+class PendingServer:
+    """A job server that was started and may not answer yet; from `launch`."""
+
+    def __init__(self, program: str | None, options: LaunchOptions, *, has_fallback: bool = False) -> None:
+        self._program = program
+        self._options = options
+        self._has_fallback = has_fallback
+        self._port = options.port
+        self._started: ServerProcess | None = None
+        self._child = self._start()
+
+    def wait(self, deadline: float = 10.0) -> ServerProcess:
+        """Return the server once it answers.
+
+        Parameters
+        ----------
+        deadline
+            Seconds from now.
+
+        Raises
+        ------
+        ServerUnavailable
+            If it ended or did not answer in time; nothing is left running then.
+        """
+        if self._started is not None:
+            return self._started
+        until = time.monotonic() + deadline
+        attempt = 1
+        while True:
+            try:
+                self._started = self._wait_once(until)
+                return self._started
+            except ServerUnavailable as error:
+                if time.monotonic() >= until or not self._can_start_again(attempt, error):
+                    raise
+            attempt += 1
+            self._child = self._start()
+
+    def stop(self) -> None:
+        """End the server, whether it answers or not. May be repeated."""
+        if self._started is not None:
+            self._started.stop()
+        elif self._child.is_ours:
+            self._child.close_lifeline()
+            self._child.process.terminate()
+            self._child.stop(5.0, None)
+
+    def _start(self) -> _Child:
+        directory = tempfile.mkdtemp(prefix="gearmap-server-")
+        if self._program is None:
+            return _Child(embedded_command(self._options), directory)
+        self._port = self._options.port or _free_port(self._options.host)
+        pid_file = os.path.join(directory, "pid")
+        command = gearmand_command(self._program, self._options, port=self._port, pid_file=pid_file)
+        return _Child(["/bin/sh", "-c", _GUARD, "gearmap-guard", directory, *command], directory)
+
+    def _can_start_again(self, attempt: int, error: ServerUnavailable) -> bool:
+        if self._program is None:
+            return False
+        if (
+            self._options.port == 0
+            and attempt < MAX_PORT_ATTEMPTS
+            and not _is_free(self._options.host, self._port)
+        ):
+            return True
+        if not self._has_fallback:
+            return False
+        logger.warning("the embedded job server takes the place of gearmand: %s", error)
+        self._program = None
+        return True
+
+    def _wait_once(self, until: float) -> ServerProcess:
+        child = self._child
+        pid: int | None = None
+        try:
+            line = child.read_line(until)
+            if self._program is None:
+                ready: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+                host, port, pid = ready.get("host"), ready.get("port", 0), ready.get("pid")
+            else:
+                host, port, pid = self._options.host, self._port, int(line or 0) or None
+            if host is None or pid is None:
+                raise ServerUnavailable(self._failure("did not start"))
+            version = self._wait_for_answer(str(host), port, pid, until)
+        except BaseException:
+            child.close_lifeline()
+            child.kill(pid)
+            child.release()
+            raise
+        kind = "embedded" if self._program is None else f"gearmand {version}"
+        return ServerProcess(child, kind=kind, host=str(host), port=port, pid=pid)
+
+    def _wait_for_answer(self, host: str, port: int, pid: int, until: float) -> str:
+        """Return the version; the process must be ours, not another one that has the port."""
+        while True:
+            timeout = until - time.monotonic()
+            if timeout <= 0:
+                raise ServerUnavailable(self._failure(f"did not answer on {host}:{port} in time"))
+            try:
+                version, answering_pid = _ask(host, port, timeout=min(timeout, 1.0))
+            except (OSError, ValueError):
+                pass
+            else:
+                if answering_pid == pid:
+                    return version
+            if self._child.process.poll() is not None:
+                raise ServerUnavailable(self._failure(f"ended before it answered on {host}:{port}"))
+            time.sleep(POLL_DELAY)
+
+    def _failure(self, what: str) -> str:
+        name = self._program or "the embedded job server"
+        messages = self._child.read_messages()
+        return f"{name} {what}" + (f": {messages}" if messages else "")
+
+
+def launch(
+    kind: str = "auto",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    job_retries: int = 5,
+    threads: int = 0,
+    workers_wake_one: bool = False,
+    verbose: int = 0,
+    log: str | None = None,
+) -> PendingServer:
+    """Start a job server and return at once; `PendingServer.wait` gives it when it answers.
+
+    Parameters are those of `start_job_server`.
+    """
+    options = LaunchOptions(
+        host=host,
+        port=port,
+        job_retries=job_retries,
+        threads=threads,
+        workers_wake_one=workers_wake_one,
+        verbose=verbose,
+        log=log,
+    )
+    return PendingServer(_program(kind), options, has_fallback=kind == "auto")
+
+
+def start_job_server(
+    kind: str = "auto",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    job_retries: int = 5,
+    threads: int = 0,
+    workers_wake_one: bool = False,
+    verbose: int = 0,
+    log: str | None = None,
+    deadline: float = 10.0,
+) -> ServerProcess:
+    """Start a job server that ends with this process, and wait until it answers.
+
+    Parameters
+    ----------
+    kind
+        `"gearmand"`, `"embedded"`, the path of a gearmand, or `"auto"`: gearmand if it is installed and starts, else
+        the embedded server.
+    host
+        Address to listen on; loopback unless told otherwise, because a Gearman server trusts whoever reaches it.
+    port
+        Port to listen on; 0 takes a free one.
+    job_retries
+        How many workers a job may lose before it fails; 0 is no limit.
+    threads
+        I/O threads of gearmand.
+    workers_wake_one
+        Whether a job wakes one sleeping worker and not all.
+    verbose
+        0, 1 or 2: how much is logged.
+    log
+        Log file; None logs nothing.
+    deadline
+        Seconds from now in which it must answer.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such server program, or an option is impossible.
+    ServerUnavailable
+        If it does not come up; nothing is left running then.
+    """
+    pending = launch(
+        kind,
+        host=host,
+        port=port,
+        job_retries=job_retries,
+        threads=threads,
+        workers_wake_one=workers_wake_one,
+        verbose=verbose,
+        log=log,
+    )
+    return pending.wait(deadline)
+
+
+def _program(kind: str) -> str | None:
+    """Return the gearmand to start; None is the embedded server."""
+    if kind == "embedded":
+        return None
+    if kind == "auto":
+        return find_gearmand()
+    if kind == "gearmand":
+        program = find_gearmand()
+        if program is None:
+            raise ConfigurationError("gearmand is not installed; install it, or use server='embedded'")
+        return program
+    if os.sep in kind:
+        found = shutil.which(kind)
+        if found is None:
+            raise ConfigurationError(f"server={kind!r} is not a program")
+        return found
+    raise ConfigurationError(f"a job server is 'auto', 'gearmand', 'embedded' or a path, not {kind!r}")
+
+
+def _ask(host: str, port: int, *, timeout: float) -> tuple[str, int]:
+    """Return version and process id of the server at an address; OSError or ValueError if it does not tell."""
+    address = ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+    until = time.monotonic() + timeout
+    with socket.create_connection(address, timeout) as connection:
+        connection.sendall(b"version\r\ngetpid\r\n")
+        answer = b""
+        while answer.count(b"\n") < 2:
+            connection.settimeout(max(0.001, until - time.monotonic()))
+            data = connection.recv(4096)
+            if not data:
+                raise ConnectionResetError("the server closed the connection")
+            answer += data
+    lines = answer.decode("ascii", "replace").splitlines()
+    version = re.match(r"OK ([0-9.]+)", lines[0])
+    pid = re.match(r"OK ([0-9]+)", lines[1])
+    if version is None or pid is None:
+        raise ValueError(f"an answer that is not a job server's: {answer!r}")
+    return version[1], int(pid[1])
+
+
+def _bind(host: str, port: int) -> int:
+    """Bind and release a port; return it."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        return int(probe.getsockname()[1])
+
+
+def _free_port(host: str) -> int:
+    try:
+        return _bind(host, 0)
+    except OSError as error:
+        raise ServerUnavailable(f"cannot listen on {host!r}: {error}")
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        _bind(host, port)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Threads, clocks and processes: they carry out what `gearmap.core` decides."""

@@ -1,0 +1,151 @@
+"""All `submit`s of a client with the same options: one open-ended run whose results are futures.
+
+Rule 1: `submit` pickles in the calling thread and returns; the driver takes what was submitted in one go.
+Rule 2: a future is claimed just before its task is sent: until then cancelling it is exact.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gearmap.core import events as ev
+from gearmap.core.snapshot import ProgressSnapshot
+from gearmap.errors import ClusterBroken, GearmapError, WorkerLost
+from gearmap.runtime.driver import Driver
+from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, ResultShare
+from gearmap.runtime.run import Place, Run
+from gearmap.wire.jobheader import BlockKind
+from gearmap.wire.outcome import TaskFailure
+
+__all__ = ["CallRun"]
+
+logger = logging.getLogger(__name__)
+
+
+class CallRun:
+    """The consumer of an open-ended run."""
+
+    def __init__(self, driver: Driver, make_run: Callable[[CallRun], Run]) -> None:
+        self._driver = driver
+        self._make_run = make_run
+        self._run: Run | None = None
+        self._lock = threading.Lock()
+        # Under the lock: submitted and not yet seen by the driver; the next index; whether the driver is told.
+        self._submitted: deque[tuple[ev.Block, Any, Place, tuple[bytes, Any]]] = deque()
+        self._futures: dict[int, Future[Any]] = {}
+        self._next = 0
+        self._told = False
+        self.over = False
+        self._claimed: set[int] = set()  # driver thread only
+
+    def submit(self, function: tuple[bytes, Any], call: Any, place: Place) -> Future[Any]:
+        """Add one call, pickled already; return its future.
+
+        Raises
+        ------
+        ClusterBroken
+            If the run is over.
+        """
+        size = sum(memoryview(part).nbytes for part in call)
+        with self._lock:
+            if self.over:
+                raise ClusterBroken("the run is over")
+            index = self._next
+            self._next += 1
+            future: Future[Any] = Future(index, self._on_cancel)
+            self._futures[index] = future
+            self._submitted.append((ev.Block(index, index, 1, function[0], size), call, place, function))
+            told, self._told = self._told, True
+        if not told:
+            self._driver.post(self._take)
+        return future
+
+    def finish(self) -> None:
+        """Take nothing more; what was submitted goes on."""
+        self._driver.post(lambda: self._run.tell(ev.InputEnded()) if self._run is not None else None)
+
+    def _on_cancel(self, task: int) -> None:
+        self._driver.post(lambda: self._drop(task))
+
+    # ------------------------------------------------------------------------------------------------- driver thread
+
+    def _take(self) -> None:
+        if self._run is None:
+            self._run = self._make_run(self)
+            self._driver.add(self._run)
+        with self._lock:
+            submitted, self._submitted = self._submitted, deque()
+            self._told = False
+        for block, call, place, function in submitted:
+            self._run.add_block(block, BlockKind.CALLS, call, place, function)
+
+    def _drop(self, task: int) -> None:
+        """A future was cancelled while its task waited."""
+        self._pop(task)
+        if self._run is not None:
+            self._run.tell(ev.CancelTask(task))
+
+    def claim(self, first: int, stop: int) -> Sequence[int]:
+        cancelled = []
+        for task in range(first, stop):
+            if task in self._claimed:
+                continue  # sent before; it runs again after a loss
+            future = self._futures.get(task)
+            if future is None or not future.set_running_or_notify_cancel():
+                cancelled.append(task)
+            else:
+                self._claimed.add(task)
+        return cancelled
+
+    def delivered(self, first: int, size: int, batch: ResultBatch, offset: int, worker: str) -> None:
+        for number in range(size):
+            future = self._pop(first + number)
+            if future is not None:
+                future.worker = worker
+                future.attempts = max(1, future.attempts)
+                future.set_result(ResultShare(batch, offset + number))
+
+    def failed(self, task: int, failure: Any, attempts: int, worker: str) -> None:
+        future = self._pop(task)
+        if future is not None:
+            assert isinstance(failure, TaskFailure)
+            future.worker, future.attempts = worker, attempts
+            times = "" if attempts == 1 else f", attempt {attempts}"
+            future.set_exception(PendingFailure(failure, (f"(task {task}; on {worker}{times})",)))
+
+    def lost(self, task: int, losses: int, detail: str, worker: str | None) -> None:
+        future = self._pop(task)
+        if future is not None:
+            on = "" if worker is None else f", last on {worker}"
+            times = "once" if losses == 1 else f"{losses} times"
+            message = f"task {task} took its worker with it {times}: {detail}{on}"
+            future.set_exception(WorkerLost(message, task_index=task, attempts=losses, worker=worker))
+
+    def broken(self, error: GearmapError) -> None:
+        with self._lock:
+            self.over = True
+            futures = list(self._futures.values())
+            self._futures.clear()
+        for future in futures:
+            if future.running() or future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    def wanted(self, size: int) -> None:
+        """Nobody feeds this run but the user."""
+
+    def progressed(self, snapshot: ProgressSnapshot) -> None:
+        """Single tasks have no display."""
+
+    def noticed(self, text: str) -> None:
+        logger.warning("%s", text)
+
+    def ended(self, snapshot: ProgressSnapshot) -> None:
+        self.broken(ClusterBroken("the client was closed before the task had ended"))
+
+    def _pop(self, task: int) -> Future[Any] | None:
+        self._claimed.discard(task)
+        return self._futures.pop(task, None)

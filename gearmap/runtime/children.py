@@ -1,0 +1,281 @@
+"""The node's view of its children: starting, feeding, hearing and reaping them.
+
+Law of the file: nothing here blocks, and nothing here decides. A child is a pollable; what it says comes out of
+`take_reports`. Children are started by the thread that calls `start`, which must be the node's main thread.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections import deque
+from ctypes import c_int64
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gearmap.runtime.child import COMMIT, FINAL, FRAME, READY, ChildSettings, main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Child", "Committed", "Ended", "Ready", "Report", "child_context"]
+
+# What the process that starts children has imported before: no child imports it again. Nothing of the user's belongs
+# here: a library that starts threads and a fork are the classic deadlock.
+PRELOAD = ("gearmap.runtime.child", "gearmap.wire.serializer", "gearmap.wire.outcome", "gearmap.wire.jobheader")
+
+# One read from a child's pipe. Raised: fewer system calls for large outcomes; lowered: less memory for each child.
+_READ_BYTES = 256 * 1024
+_PIPE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The child answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The child committed an outcome."""
+
+    sealed: bytes | bytearray
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The child was reaped, and everything that it had committed came before this."""
+
+    position: int
+    detail: str
+
+
+Report = Ready | Committed | Ended
+
+
+def child_context() -> Any:
+    """Return the multiprocessing context for children: forkserver where there is one, else spawn."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOAD))
+        return context
+    return multiprocessing.get_context("spawn")
+
+
+class Child:
+    """One child process."""
+
+    def __init__(self, number: int, context: Any, settings: ChildSettings) -> None:
+        self.number = number
+        self._context = context
+        self._settings = settings
+        self._index = context.RawArray(c_int64, 1)
+        self._process: Any = None
+        self._pipe: socket.socket | None = None
+        self._reports: list[Report] = []
+        self._outgoing: deque[memoryview] = deque()
+        self._head = bytearray()
+        self._kind = b""
+        self._body: bytearray | None = None
+        self._filled = 0
+        self.sentinel = Sentinel(self)
+
+    def start(self) -> None:
+        """Start the process. It reports `Ready` when it can take a job."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                end.setsockopt(socket.SOL_SOCKET, option, _PIPE_BYTES)
+        self._process = self._context.Process(
+            target=main, args=(theirs, self._index, self._settings), name=f"gearmap-child-{self.number}"
+        )
+        self._process.start()
+        theirs.close()
+        ours.setblocking(False)
+        self._pipe = ours
+
+    @property
+    def pid(self) -> int | None:
+        """The process id."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def position(self) -> int:
+        """The position of the task that runs, as far as is known now."""
+        return int(self._index[0])
+
+    def send_job(self, head: bytes, sealed: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Hand a job to the child."""
+        self._index[0] = 0  # the child is idle: what an earlier job left there must not be charged to this one
+        self._outgoing.append(memoryview(head))
+        self._outgoing.extend(memoryview(part).cast("B") for part in sealed)
+        self.on_writable()
+
+    def kill(self) -> None:
+        """End the child and everything that its task started."""
+        if self._process is None or self._process.exitcode is not None:
+            return
+        pid = self._process.pid
+        try:
+            if hasattr(os, "killpg") and os.getpgid(pid) == pid:
+                os.killpg(pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+        except ProcessLookupError:
+            pass
+
+    def take_reports(self) -> list[Report]:
+        """Return what the child has reported since the last call."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    # -------------------------------------------------------------------------------------------------------- polling
+
+    def fileno(self) -> int:
+        return -1 if self._pipe is None else self._pipe.fileno()
+
+    @property
+    def wants_write(self) -> bool:
+        return bool(self._outgoing)
+
+    def on_writable(self) -> None:
+        while self._outgoing and self._pipe is not None:
+            part = self._outgoing[0]
+            try:
+                sent = self._pipe.send(part)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._outgoing.clear()  # the child is gone; its sentinel says the rest
+                return
+            if sent == len(part):
+                self._outgoing.popleft()
+            else:
+                self._outgoing[0] = part[sent:]
+
+    def on_readable(self) -> None:
+        self._read_once()
+
+    def _read_once(self) -> bool:
+        """Read what is there once; return whether there may be more."""
+        if self._pipe is None:
+            return False
+        try:
+            if self._body is not None:
+                return self._read_body()
+            data = self._pipe.recv(_READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._close_pipe()
+            return False
+        self._take_apart(memoryview(data))
+        return True
+
+    def _read_body(self) -> bool:
+        assert self._body is not None
+        assert self._pipe is not None
+        count = self._pipe.recv_into(memoryview(self._body)[self._filled :])
+        if count == 0:
+            self._close_pipe()
+            return False
+        self._filled += count
+        self._finish_body()
+        return True
+
+    def _take_apart(self, data: memoryview) -> None:
+        while data:
+            if self._body is None:
+                need = FRAME.size - len(self._head)
+                self._head += data[:need]
+                data = data[need:]
+                if len(self._head) < FRAME.size:
+                    return
+                self._kind, length = FRAME.unpack(self._head)
+                self._head.clear()
+                self._body, self._filled = bytearray(length), 0
+            take = min(len(data), len(self._body) - self._filled)
+            self._body[self._filled : self._filled + take] = data[:take]
+            self._filled += take
+            data = data[take:]
+            self._finish_body()
+
+    def _finish_body(self) -> None:
+        body = self._body
+        if body is None or self._filled < len(body):
+            return
+        self._body = None
+        if self._kind == READY:
+            self._reports.append(Ready())
+        elif self._kind in (COMMIT, FINAL):
+            self._reports.append(Committed(body, self._kind == FINAL))
+
+    # --------------------------------------------------------------------------------------------------------- ending
+
+    def reap(self) -> None:
+        """Take in everything that the dead process had written, then report its end."""
+        while self._read_once():
+            pass
+        self._process.join()
+        code = self._process.exitcode
+        self._reports.append(Ended(self.position, _describe_exit(code)))
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the pipe and the process's handle."""
+        self._close_pipe()
+        self.sentinel.close()
+        if self._process is not None and self._process.exitcode is not None:
+            self._process.close()
+            self._process = None
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for the process to end; return whether it did."""
+        if self._process is None:
+            return True
+        self._process.join(timeout)
+        return self._process.exitcode is not None
+
+    def _close_pipe(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+
+class Sentinel:
+    """A pollable that is readable once the child has ended."""
+
+    wants_write = False
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._closed = False
+
+    def fileno(self) -> int:
+        process = self._child._process
+        return -1 if self._closed or process is None else int(process.sentinel)
+
+    def on_readable(self) -> None:
+        self._child.reap()
+
+    def on_writable(self) -> None:
+        """Never wanted."""
+
+    def close(self) -> None:
+        self._closed = True
+
+
+def _describe_exit(code: int | None) -> str:
+    """Say how a process ended."""
+    if code is None:
+        return "ended"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,176 @@
+"""The driver: the one thread that owns a client's sessions.
+
+Rule 1: other threads only leave commands (`post`) and wake the driver; they never touch a run or a socket.
+Rule 2: everything waits in one place, `Poller.dispatch`, and can be woken there.
+Rule 3: an exception in here would silence every run: it ends them all with an error that asks for a report.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from gearmap.config import ServerAddress
+from gearmap.errors import ClusterBroken
+from gearmap.runtime.run import Run
+from gearmap.runtime.serverlink import ServerLink
+from gearmap.transport.poller import Poller, Waker
+
+__all__ = ["Driver"]
+
+logger = logging.getLogger(__name__)
+
+# How often the health of a cluster of our own is looked at while runs wait (seconds).
+HEALTH_INTERVAL = 0.5
+
+_drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
+
+
+class Driver:
+    """Runs the engines of one client's runs.
+
+    Parameters
+    ----------
+    addresses
+        The job servers of every run.
+    health
+        Returns what is wrong with the cluster, or None; asked now and then while runs wait.
+    """
+
+    def __init__(self, addresses: Sequence[ServerAddress], *, health: Callable[[], str | None] = lambda: None) -> None:
+        self._addresses = tuple(addresses)
+        self._health = health
+        self._commands: deque[Callable[[], None]] = deque()
+        self._poller = Poller()
+        self._waker = Waker()
+        self._runs: list[Run] = []
+        self._closing = False
+        self._next_health = 0.0
+        # A context of its own: what the thread logs or shows is not mixed up with the cell that happens to run.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._main,), name="gearmap-driver", daemon=True)
+
+    # ------------------------------------------------------------------------------------- surface (any thread)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._poller.add(self._waker)
+        _drivers.add(self)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether runs can be added."""
+        return self._thread.is_alive() and not self._closing
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Let the driver thread call `command` soon."""
+        self._commands.append(command)
+        self._waker.wake()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Cancel every run, close every session, end the thread."""
+        self._closing = True
+        self._waker.wake()
+        if threading.current_thread() is not self._thread and self._thread.is_alive():
+            self._thread.join(timeout)
+
+    # --------------------------------------------------------------------------------------- for commands (driver)
+
+    def make_links(self) -> list[ServerLink]:
+        """Return a new session's connections, not yet opened."""
+        return [
+            ServerLink(number, address, self._poller, jitter=random.random)
+            for number, address in enumerate(self._addresses)
+        ]
+
+    def add(self, run: Run) -> None:
+        """Take on a run and open its session."""
+        self._runs.append(run)
+        now = time.monotonic()
+        for link in run.links:
+            link.open(now)
+
+    # ------------------------------------------------------------------------------------------------------ the thread
+
+    def _main(self) -> None:
+        try:
+            while not self._closing:
+                self._poller.dispatch(self._timeout())
+                self._work()
+        except Exception as error:
+            logger.exception("the driver thread failed", extra={"action": "driver_failed"})
+            problem = ClusterBroken(f"gearmap's driver thread failed, please report this: {error!r}")
+            for run in list(self._runs):
+                run.consumer.broken(problem)
+        finally:
+            self._closing = True
+            self._end()
+
+    def _work(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
+        now = time.monotonic()
+        for run in self._runs:
+            run.step(now)
+        if any(run.closed for run in self._runs):
+            self._runs = [run for run in self._runs if not run.closed]
+        if self._runs and now >= self._next_health:
+            self._next_health = now + HEALTH_INTERVAL
+            self._check_health()
+
+    def _check_health(self) -> None:
+        problem = self._health()
+        if problem is not None:
+            for run in list(self._runs):
+                run.fail(ClusterBroken(problem))
+
+    def _timeout(self) -> float | None:
+        if self._commands:
+            return 0.0
+        due = [run.deadline for run in self._runs if not run.closed]
+        known = [each for each in due if each is not None]
+        if any(run.engine.wants_workers for run in self._runs):
+            known.append(self._next_health)
+        if not known:
+            return None
+        return max(0.0, min(known) - time.monotonic())
+
+    def _end(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
+        for run in self._runs:
+            if not run.closed:
+                run.fail(ClusterBroken("the client was closed before the run had ended"))
+        self._runs.clear()
+        self._poller.remove(self._waker)
+        self._waker.close()
+        self._poller.close()
+
+    def close_sockets_after_fork(self) -> None:
+        """Close this process's copies of the session sockets: while one is open, the job server keeps the session."""
+        self._closing = True
+        for run in self._runs:
+            for link in run.links:
+                fd = link.fileno()
+                if fd >= 0:
+                    os.close(fd)
+
+
+def _after_fork_in_child() -> None:
+    for driver in list(_drivers):
+        try:
+            driver.close_sockets_after_fork()
+        except OSError:
+            pass
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,147 @@
+"""From a node's configuration to a running node: environment, children's starter, signals, lifeline."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from gearmap.runtime.child import ChildSettings
+from gearmap.runtime.cpus import blas_defaults
+
+__all__ = ["encode_node_config", "run_node"]
+
+# How long running jobs may go on after SIGTERM before they are given back.
+DRAIN_GRACE = 30.0
+
+
+def encode_node_config(
+    *,
+    servers: tuple[tuple[str, int], ...],
+    secret: bytes,
+    workers: int,
+    queues: tuple[str, ...],
+    name: str,
+    node_id: str,
+    cwd: str | None = None,
+    environment: tuple[tuple[str, str], ...] = (),
+    lifeline: bool = False,
+    quiet: bool = True,
+    verbose: bool = False,
+) -> bytes:
+    """Return the line of configuration for `node_main`. It holds the secret: hand it over by a pipe only."""
+    config = {
+        "servers": servers,
+        "secret": secret.hex(),
+        "workers": workers,
+        "queues": queues,
+        "name": name,
+        "node_id": node_id,
+        "cwd": cwd,
+        "environment": environment,
+        "lifeline": lifeline,
+        "quiet": quiet,
+        "verbose": verbose,
+    }
+    return json.dumps(config).encode() + b"\n"
+
+
+def run_node(config: dict[str, Any], lifeline: int | None) -> int:
+    """Run a node; return the exit status."""
+    os.environ.update(blas_defaults(config["workers"]))
+    # The process that starts children starts while this one still imports: that is a tenth of a second of each.
+    from gearmap.runtime.children import child_context
+
+    context = child_context()
+    if context.get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+    from gearmap.runtime.node import Node, NodeSettings
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    settings = NodeSettings(
+        servers=tuple((host, int(port)) for host, port in config["servers"]),
+        secret=bytes.fromhex(config["secret"]),
+        workers=config["workers"],
+        queues=tuple(config["queues"]),
+        name=config["name"],
+        node_id=config["node_id"],
+        python=(sys.version_info[0], sys.version_info[1]),
+        children=ChildSettings(
+            environment=tuple((name, value) for name, value in config["environment"]), cwd=config["cwd"]
+        ),
+    )
+    say = _quiet if config["quiet"] else _say
+    node = Node(settings, report=say, verbose=say if config["verbose"] else None)
+    _install_signals(node, say)
+    if lifeline is not None:
+        node.watch(_Lifeline(lifeline, node))
+    say(_greeting(settings))
+    problem = node.run()
+    if problem:
+        print(f"gearmap worker: {problem}", file=sys.stderr, flush=True)
+        return 1
+    say("ended")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _quiet(line: str) -> None:
+    pass
+
+
+def _greeting(settings: Any) -> str:
+    servers = ", ".join(f"{host}:{port}" for host, port in settings.servers)
+    queues = ", ".join(settings.queues)
+    python = ".".join(map(str, settings.python))
+    return (
+        f"node {settings.name}: {settings.workers} workers for queue {queues} on {servers} "
+        f"(Python {python}, key {settings.key_id})"
+    )
+
+
+def _install_signals(node: Any, say: Any) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def drain(number: int, frame: Any) -> None:
+        # The second signal does not wait any more.
+        grace = DRAIN_GRACE if not asked else 0.0
+        asked.append(number)
+        say("draining: running jobs may finish; again to stop at once" if grace else "stopping")
+        node.drain(grace)
+
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, drain)
+    signal.signal(signal.SIGINT, drain)
+
+
+class _Lifeline:
+    """A pollable whose end of file means that whoever started the node has gone."""
+
+    wants_write = False
+
+    def __init__(self, fd: int, node: Any) -> None:
+        self._fd = fd
+        self._node = node
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def on_readable(self) -> None:
+        if not os.read(self._fd, 4096):
+            os.close(self._fd)
+            self._fd = -1
+            self._node.drain(0.0)
+
+    def on_writable(self) -> None:
+        """Never wanted."""

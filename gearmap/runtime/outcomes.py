@@ -1,0 +1,106 @@
+"""Reading what comes back for one attempt: opened and checked, never unpickled.
+
+Law of the file: each execution's messages are numbered from 0 by each of its two writers, the child and the node.
+Whatever is missing, doubled, out of order or does not open is a WireError; nothing of it is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gearmap.core import events as ev
+from gearmap.errors import EnvelopeError
+from gearmap.runtime.futures import ResultBatch
+from gearmap.wire import envelope, seal
+from gearmap.wire.outcome import DecodedOutcome, NotRunReason, decode_outcome
+
+__all__ = ["OutcomeReader"]
+
+_KINDS = {
+    NotRunReason.AVOIDED: ev.NotRunKind.AVOIDED,
+    NotRunReason.CANNOT_LOAD: ev.NotRunKind.CANNOT_LOAD,
+    NotRunReason.EXPIRED: ev.NotRunKind.EXPIRED,
+    NotRunReason.CHILD_DIED: ev.NotRunKind.DIED,
+}
+
+Opened = list[tuple["ev.OutcomeArrived | ev.Beat", list[ResultBatch]]]
+
+
+@dataclass(slots=True)
+class _Writer:
+    key: bytes
+    next_sequence: int = 0
+
+
+class OutcomeReader:
+    """Opens the outcomes of one attempt."""
+
+    def __init__(self, session_id: bytes, session_key: bytes, unique: bytes, context: bytes) -> None:
+        self._session_id = session_id
+        self._session_key = session_key
+        self._unique = unique
+        self._context = context
+        self._writers: dict[tuple[int, bytes], _Writer] = {}
+
+    def read(self, attempt: int, data: Any) -> Opened:
+        """Return the events in one packet's data, each with the batches of its results.
+
+        Raises
+        ------
+        WireError
+            If anything in it is not as its writer sealed it.
+        """
+        return [self._read_message(attempt, message) for message in envelope.split_messages(data)]
+
+    def _read_message(self, attempt: int, message: memoryview) -> tuple[ev.OutcomeArrived | ev.Beat, list[ResultBatch]]:
+        prefix = envelope.parse_prefix(message)
+        if prefix.session_id != self._session_id:
+            raise EnvelopeError("an outcome of another session")
+        writer = self._writer(prefix)
+        if prefix.sequence != writer.next_sequence:
+            raise EnvelopeError(f"outcome {prefix.sequence} of an execution came, {writer.next_sequence} was next")
+        header = envelope.open_header(message, prefix, writer.key, self._context)
+        body = envelope.open_body(message, prefix, writer.key, self._context)
+        writer.next_sequence += 1
+        decoded = decode_outcome(header, body)
+        outcome = decoded.outcome
+        if prefix.kind is envelope.Kind.NODE and outcome.not_run is None:
+            return ev.Beat(attempt, prefix.execution_id, outcome.worker, outcome.beat), []
+        return _event(attempt, prefix.execution_id, decoded)
+
+    def _writer(self, prefix: envelope.Prefix) -> _Writer:
+        name = (int(prefix.kind), prefix.execution_id)
+        writer = self._writers.get(name)
+        if writer is None:
+            if prefix.kind is envelope.Kind.JOB:
+                raise EnvelopeError("a job came back in place of an outcome")
+            derive = seal.outcome_key if prefix.kind is envelope.Kind.OUTCOME else seal.node_key
+            writer = self._writers[name] = _Writer(derive(self._session_key, self._unique, prefix.execution_id))
+        return writer
+
+
+def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.OutcomeArrived, list[ResultBatch]]:
+    outcome = decoded.outcome
+    not_run = outcome.not_run
+    report = None
+    failures = outcome.failures
+    if not_run is not None:
+        failure = None
+        if not_run.reason is NotRunReason.CANNOT_LOAD and failures:
+            failure, failures = failures[0], ()
+        kind = _KINDS.get(not_run.reason, ev.NotRunKind.AGAIN)
+        charged = outcome.beat if kind is ev.NotRunKind.DIED else None
+        report = ev.NotRunReport(kind, not_run.detail, charged, failure)
+    event = ev.OutcomeArrived(
+        attempt=attempt,
+        execution=execution,
+        worker=outcome.worker,
+        done=tuple((start, stop) for start, stop, _ in decoded.results),
+        failed=tuple(ev.TaskFailed(failure.position, failure) for failure in failures),
+        not_run=report,
+        elapsed=outcome.elapsed,
+        count=outcome.count,
+        final=outcome.final,
+    )
+    return event, [ResultBatch(payload) for _, _, payload in decoded.results]

@@ -1,0 +1,118 @@
+"""A run's connection to one job server, made anew as often as needed.
+
+Law of the file: nothing here sleeps; when to try again is a deadline. Retries are spread by `jitter`, so that many
+clients of a job server that comes back do not come at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gearmap.config import ServerAddress
+from gearmap.transport.client import ServerSession, SessionState
+from gearmap.transport.events import Connected, ConnectFailed, JobRequest, Lost
+from gearmap.transport.poller import Poller
+
+__all__ = ["ServerLink"]
+
+# First and longest delay before a job server is tried again (seconds).
+FIRST_DELAY = 0.2
+LONGEST_DELAY = 30.0
+
+
+class ServerLink:
+    """One job server of one run."""
+
+    def __init__(
+        self,
+        number: int,
+        address: ServerAddress,
+        poller: Poller,
+        *,
+        jitter: Callable[[], float],
+        connect_timeout: float = 2.0,
+    ) -> None:
+        self.number = number
+        self.address = address
+        self.failures = 0
+        self.was_up = False
+        self.last_reason: Any = None
+        self._poller = poller
+        self._jitter = jitter
+        self._connect_timeout = connect_timeout
+        self._session: ServerSession | None = None
+        self._retry_at: float | None = None
+        self._closed = False
+
+    @property
+    def deadline(self) -> float | None:
+        """When `step` must be called, if nothing else happens."""
+        if self._session is None:
+            return self._retry_at
+        return self._session.deadline
+
+    def open(self, now: float) -> None:
+        """Begin to connect."""
+        session = ServerSession((self.address.host, self.address.port), connect_timeout=self._connect_timeout)
+        session.start(now)
+        self._session = session
+        self._retry_at = None
+        self._poller.add(session)
+
+    def step(self, now: float) -> list[Any]:
+        """Take in what has happened; return the session's events."""
+        if self._closed:
+            return []
+        session = self._session
+        if session is None:
+            if self._retry_at is not None and now >= self._retry_at:
+                self.open(now)
+            return []
+        if session.deadline is not None and now >= session.deadline:
+            session.tick(now)
+        events = session.take_events()
+        for event in events:
+            if isinstance(event, Connected):
+                self.was_up = True
+                self.failures = 0
+            elif isinstance(event, Lost | ConnectFailed):
+                self._plan_retry(event.reason, now)
+        if self._session is not None:
+            self._poller.update(session)
+        return list(events)
+
+    def submit(self, requests: Sequence[JobRequest]) -> None:
+        """Send jobs. While the connection is down they are dropped: their loss is an event already."""
+        if self._session is not None and self._session.state is not SessionState.CLOSED:
+            self._session.submit(requests)
+            self._poller.update(self._session)
+
+    def request_status(self) -> None:
+        """Ask for the workers' numbers, if the connection is up."""
+        if self._session is not None and self._session.state is SessionState.READY:
+            self._session.request_status()
+            self._poller.update(self._session)
+
+    def close(self) -> None:
+        """Close the session: its queued jobs are dropped by the job server at once."""
+        self._closed = True
+        self._retry_at = None
+        self._drop_session()
+
+    def fileno(self) -> int:
+        """The socket's descriptor, or -1."""
+        return -1 if self._session is None else self._session.fileno()
+
+    def _plan_retry(self, reason: Any, now: float) -> None:
+        self.last_reason = reason
+        delay = min(LONGEST_DELAY, FIRST_DELAY * 2**self.failures)
+        self.failures += 1
+        self._retry_at = now + delay * (0.5 + self._jitter())
+        self._drop_session()
+
+    def _drop_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            self._poller.remove(session)
+            session.close()

@@ -1,0 +1,389 @@
+"""One session with one job server: submissions go in, events come out, nothing ever waits.
+
+Inside is a GearmanClient with one connection. What is mended here: `submit_multiple_jobs` that blocks, handles given
+to the wrong request after an ERROR, KeyErrors for late packets and unknown handles, two requests of one unique,
+exceptions that are never terminal, scans over all requests.
+
+Law of the file: one thread; no clock; every request gets exactly one terminal event or is named in `Lost`. A request
+in the background is finished when it is accepted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from gearman.client import GearmanClient
+from gearman.client_handler import GearmanClientCommandHandler
+from gearman.constants import JOB_CREATED, JOB_UNKNOWN, PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NONE
+from gearman.job import GearmanJobRequest
+from gearman.protocol import GEARMAN_COMMAND_OPTION_REQ
+
+from gearmap.errors import ConfigurationError, ConnectionLost, ProtocolError, TransportError
+from gearmap.transport.channel import Channel, ChannelState, Greeting, PassThrough
+from gearmap.transport.connection import Connection
+from gearmap.transport.events import (
+    Accepted,
+    Address,
+    ClientEvent,
+    Connected,
+    ConnectFailed,
+    JobRequest,
+    Lost,
+    Payload,
+    Rejected,
+    StatusListing,
+    StatusRow,
+    UniqueStatus,
+    WorkComplete,
+    WorkData,
+    WorkException,
+    WorkFailed,
+    WorkStatus,
+    WorkWarning,
+    show_address,
+)
+from gearmap.transport.protocol import GET_STATUS_UNIQUE
+
+__all__ = ["ServerSession", "SessionState"]
+
+SessionState = ChannelState
+
+# gearmand keeps 64 bytes with the closing NUL; one byte more corrupts the job's data.
+MAX_UNIQUE_BYTES = 63
+_PRIORITIES = {"low": PRIORITY_LOW, "normal": PRIORITY_NONE, "high": PRIORITY_HIGH}
+
+
+class ServerSession(Channel):
+    """A client's connection to one job server, for a selector loop of one thread.
+
+    Parameters
+    ----------
+    address
+        Host and port.
+    connect_timeout
+        Seconds until a server that has not answered counts as away.
+    tls
+        An `ssl.SSLContext`, to speak TLS.
+
+    Attributes
+    ----------
+    state
+        CONNECTING, READY or CLOSED. A closed session is finished: make a new one.
+    """
+
+    def __init__(self, address: Address, *, connect_timeout: float = 2.0, tls: Any = None) -> None:
+        client = _Client([address])
+        connection: Connection = client.connection_list[0]
+        connection.tls = tls
+        super().__init__(client, connection, connect_timeout)
+        client.channel = self
+        self._client = client
+        self._events: list[ClientEvent] = []
+        # Submitted before the server answered; sent once it has.
+        self._early: list[JobRequest] = []
+
+    def submit(self, requests: Sequence[JobRequest]) -> None:
+        """Queue the requests and send what the socket takes. While connecting they are kept.
+
+        Raises
+        ------
+        ConfigurationError
+            If a unique, a name or a body is larger than Gearman allows. Nothing is queued then.
+        ConnectionLost
+            If the session is closed.
+        """
+        for request in requests:
+            _check(request)
+        if self.state is ChannelState.CONNECTING:
+            self._early.extend(requests)
+            return
+        self._check_open()
+        jobs = [
+            {
+                "task": request.function,
+                "unique": request.unique,
+                "data": request.body,
+                "priority": _PRIORITIES[request.priority],
+                "token": request.token,
+                "background": request.background,
+            }
+            for request in requests
+        ]
+        self._client.submit_multiple_jobs(jobs, max_retries=0, wait_until_complete=False)
+
+    def request_status(self) -> None:
+        """Ask for the server's queue lengths; answered by `StatusListing`."""
+        self._check_ready()
+        self._handler.ask_status()
+        self.flush()
+
+    def query_unique(self, unique: str) -> None:
+        """Ask how many clients wait for a unique; answered by `UniqueStatus`."""
+        self._check_ready()
+        self._handler.send_command(GET_STATUS_UNIQUE, unique=unique)
+        self.flush()
+
+    def cancel(self, handle: str) -> None:
+        """Drop a queued job. Its clients get `WorkFailed`; a worker that runs it is not told."""
+        self._check_ready()
+        self._handler.ask_text(f"cancel job {handle}", lambda line: True)
+        self.flush()
+
+    def take_events(self) -> list[ClientEvent]:
+        """Return what has happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        """Close the connection, with which the server drops what is queued. No events come any more."""
+        self._early.clear()
+        self._shut()
+
+    # ---------------------------------------------------------------------------------------------- inside
+
+    @property
+    def _handler(self) -> _ClientHandler:
+        handler: _ClientHandler = self._client.connection_to_handler_map[self._connection]
+        return handler
+
+    def _check_open(self) -> None:
+        if self.state is ChannelState.CLOSED:
+            raise ConnectionLost(f"the session with the job server at {show_address(self.address)} is closed")
+
+    def _check_ready(self) -> None:
+        self._check_open()
+        if self.state is not ChannelState.READY:
+            raise ConnectionLost(
+                f"the session with the job server at {show_address(self.address)} is not open yet"
+            )
+
+    def emit(self, event: ClientEvent) -> None:
+        """Report an event; called by the handler."""
+        self._events.append(event)
+
+    def _came_up(self) -> None:
+        self.emit(Connected())
+        early, self._early = self._early, []
+        if early:
+            self.submit(early)
+
+    def _went_down(self, reason: TransportError, was_ready: bool) -> None:
+        self._early.clear()
+        tokens = self._client.take_lost_tokens()
+        self.emit(Lost(reason, tokens) if was_ready else ConnectFailed(reason))
+
+
+def _check(request: JobRequest) -> None:
+    if len(request.unique.encode("utf-8", "surrogateescape")) > MAX_UNIQUE_BYTES:
+        raise ConfigurationError(f"a unique has at most {MAX_UNIQUE_BYTES} bytes, got {request.unique!r}")
+    if "\0" in request.unique or "\0" in request.function:
+        raise ConfigurationError(f"a name must not contain NUL: {request.function!r}, {request.unique!r}")
+    if len(request.body) >= 2**32 - 2**16:
+        raise ConfigurationError(
+            f"a body of {len(request.body)} bytes is larger than Gearman's limit of 4 GiB"
+        )
+
+
+class _Request(GearmanJobRequest):  # type: ignore[misc]  # gearman3 has no types
+    """gearman3's request with our token, and without the queues that nobody reads here."""
+
+    token: Hashable = None
+
+    def initialize_request(self) -> None:
+        self.state = JOB_UNKNOWN
+        self.timed_out = False
+
+
+class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[misc]  # gearman3 has no types
+    """Matches answers to requests."""
+
+    def __init__(self, connection_manager: Any = None) -> None:
+        super().__init__(connection_manager=connection_manager)
+        self.requests_awaiting_handles: deque[_Request] = deque()
+        # Several requests share a handle when they share a unique. gearman3's weak map would forget requests that
+        # nobody else holds, and knows one request per handle.
+        self.handle_to_request_map: dict[bytes, list[_Request]] = {}
+        self._status_rows: list[StatusRow] = []
+        self.channel: ServerSession = connection_manager.channel
+        self._emit = self.channel.emit
+
+    def initial_state(self, *largs: Any, **kwargs: Any) -> None:
+        # Without the option the server turns WORK_EXCEPTION into a WORK_FAIL without the data. Asked for before the
+        # first submission, so that an ERROR of a server that does not know it is not taken for another answer.
+        self.greet((GEARMAN_COMMAND_OPTION_REQ, {"option_name": "exceptions"}))
+
+    def unfinished(self) -> tuple[Hashable, ...]:
+        requests = [request for twins in self.handle_to_request_map.values() for request in twins]
+        return tuple(request.token for request in (*requests, *self.requests_awaiting_handles))
+
+    def on_io_error(self) -> None:
+        self.connection_manager.lost_tokens = self.unfinished()
+        self.requests_awaiting_handles.clear()
+        self.handle_to_request_map.clear()
+
+    def ask_status(self) -> None:
+        self.ask_text("status", self._recv_status_line)
+
+    # ------------------------------------------------------------------------------- answers to submissions
+
+    def recv_job_created(self, job_handle: Payload) -> None:
+        if not self.requests_awaiting_handles:
+            raise ProtocolError(f"{show_address(self.channel.address)} sent a handle that nobody asked for")
+        request = self.requests_awaiting_handles.popleft()
+        handle = bytes(job_handle).rstrip(b"\0")
+        request.state = JOB_CREATED
+        if not request.background:
+            self.handle_to_request_map.setdefault(handle, []).append(request)
+        self._emit(Accepted(request.token, _text(handle)))
+
+    def recv_error(self, error_code: Payload, error_text: Payload) -> None:
+        # An ERROR names no job: it stands in the place of the JOB_CREATED that does not come.
+        if not self.requests_awaiting_handles:
+            return
+        request = self.requests_awaiting_handles.popleft()
+        self._emit(Rejected(request.token, _text(error_code), _text(error_text)))
+
+    def recv_option_res(self, option_name: Payload) -> None:
+        """The server forwards exceptions now."""
+
+    # -------------------------------------------------------------------------------------- answers of work
+
+    def recv_work_data(self, job_handle: Payload, data: Payload) -> None:
+        request = self._next_of(job_handle)
+        if request is not None:
+            self._emit(WorkData(request.token, data))
+
+    def recv_work_warning(self, job_handle: Payload, data: Payload) -> None:
+        request = self._next_of(job_handle)
+        if request is not None:
+            self._emit(WorkWarning(request.token, data))
+
+    def recv_work_status(self, job_handle: Payload, numerator: Payload, denominator: Payload) -> None:
+        request = self._next_of(job_handle)
+        if request is not None:
+            self._emit(WorkStatus(request.token, _text(numerator), _text(denominator)))
+
+    def recv_work_complete(self, job_handle: Payload, data: Payload) -> None:
+        for request in self._finish(job_handle):
+            self._emit(WorkComplete(request.token, data))
+
+    def recv_work_fail(self, job_handle: Payload) -> None:
+        for request in self._finish(job_handle):
+            self._emit(WorkFailed(request.token))
+
+    def recv_work_exception(self, job_handle: Payload, data: Payload) -> None:
+        # Terminal: the server has removed the job and forwards no WORK_FAIL after it.
+        for request in self._finish(job_handle):
+            self._emit(WorkException(request.token, data))
+
+    def _next_of(self, job_handle: Payload) -> _Request | None:
+        """The request that this packet is for; the server repeats it for every request of the same handle."""
+        twins = self.handle_to_request_map.get(bytes(job_handle).rstrip(b"\0"))
+        if not twins:
+            return None
+        if len(twins) > 1:
+            twins.append(twins.pop(0))
+            return twins[-1]
+        return twins[0]
+
+    def _finish(self, job_handle: Payload) -> Sequence[_Request]:
+        # What comes later under this handle finds nothing and is dropped.
+        return self.handle_to_request_map.pop(bytes(job_handle).rstrip(b"\0"), ())
+
+    # --------------------------------------------------------------------------------------- other answers
+
+    def recv_status_res_unique(
+        self,
+        unique: Payload,
+        known: Payload,
+        running: Payload,
+        numerator: Payload,
+        denominator: Payload,
+        clients: Payload,
+    ) -> None:
+        self._emit(unique_status(unique, known, running, numerator, denominator, clients))
+
+    def recv_noop(self) -> None:
+        """Meant for workers."""
+
+    def _recv_status_line(self, line: str) -> bool:
+        if line == ".":
+            self._emit(StatusListing(tuple(self._status_rows)))
+            self._status_rows = []
+            return True
+        self._status_rows.append(status_row(line))
+        return False
+
+
+class _Client(GearmanClient):  # type: ignore[misc]  # gearman3 has no types
+    """gearman3's client for one connection, with the waiting taken out."""
+
+    connection_class = Connection
+    command_handler_class = _ClientHandler
+    data_encoder = PassThrough
+    channel: ServerSession
+    lost_tokens: tuple[Hashable, ...] = ()
+
+    def wait_until_jobs_accepted(
+        self, job_requests: Sequence[_Request], poll_timeout: float | None = None
+    ) -> Any:
+        """Queue and flush only: acceptance is an event."""
+        for request in job_requests:
+            self.send_job_request(request)
+        self.channel.flush()
+        return job_requests
+
+    def establish_request_connection(self, current_request: _Request) -> Connection:
+        """The one connection; the layer above has chosen the server."""
+        connection: Connection = self.connection_list[0]
+        return connection
+
+    def _create_request_from_dictionary(
+        self, job_info: dict[str, Any], background: bool = False, max_retries: int = 0
+    ) -> _Request:
+        """Keeps an empty unique empty, and carries the token."""
+        job = self.job_class(None, None, job_info["task"], job_info["unique"], job_info["data"])
+        request = _Request(job, job_info["priority"], job_info["background"], max_retries + 1)
+        request.token = job_info["token"]
+        return request
+
+    def take_lost_tokens(self) -> tuple[Hashable, ...]:
+        tokens, self.lost_tokens = self.lost_tokens, ()
+        return tokens
+
+
+def _text(raw: Payload) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def unique_status(
+    unique: Payload,
+    known: Payload,
+    running: Payload,
+    numerator: Payload,
+    denominator: Payload,
+    clients: Payload,
+) -> UniqueStatus:
+    """The value of a STATUS_RES_UNIQUE packet."""
+    return UniqueStatus(
+        _text(unique), known == b"1", running == b"1", number(numerator), number(denominator), number(clients)
+    )
+
+
+def status_row(line: str) -> StatusRow:
+    """The value of one line of the `status` listing."""
+    try:
+        function, total, running, workers = line.rsplit("\t", 3)
+        return StatusRow(function, int(total), int(running), int(workers))
+    except ValueError:
+        raise ProtocolError(f"not a line of a status listing: {line!r}") from None
+
+
+def number(raw: Payload) -> int:
+    """The whole number that a packet carries as text."""
+    try:
+        return int(raw.rstrip(b"\0") or b"0")
+    except ValueError:
+        raise ProtocolError(f"not a number: {bytes(raw)[:40]!r}") from None

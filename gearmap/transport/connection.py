@@ -1,0 +1,358 @@
+"""One socket to one job server: gearman3's GearmanConnection that never blocks.
+
+Law of the file: bytes and commands only; what a command means is the handlers' business. Every method returns at
+once. Errors leave as those of `gearmap.errors` and name the address.
+
+What is mended here: reading at all (`array.fromstring` is gone), EAGAIN taken for a dead peer, AF_INET only,
+`ssl.wrap_socket`, connecting without a deadline and with a cool-down, 4 KiB reads, quadratic buffers, one send
+per command.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+import sys
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from gearman.connection import GearmanConnection
+
+from gearmap.errors import ConnectionLost, ProtocolError, ServerUnavailable, TransportError
+from gearmap.transport.events import Address, show_address
+from gearmap.transport.outgoing import SendQueue
+from gearmap.transport.protocol import TEXT_COMMAND, PacketReader, frame_head
+from gearmap.transport.resolve import Endpoint, Resolution, resolve_at_once
+
+__all__ = ["Connection"]
+
+# A peer that is silent for 60 s is asked 4 times, 15 s apart: a vanished host is noticed after two minutes.
+_KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+# Keepalive does not run while sent data is unacknowledged; this does. Larger: a vanished host is noticed later.
+_USER_TIMEOUT_MS = 20_000
+_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no types
+    """A non-blocking connection with whole-packet reading and gathered writing.
+
+    Parameters
+    ----------
+    host, port
+        The job server.
+    keyfile, certfile, ca_certs
+        If all three are given: TLS with a client certificate.
+
+    Attributes
+    ----------
+    reader
+        The parsed commands and the rest of the stream.
+    epoch
+        Counts the sockets that this connection has had.
+    may_have_more
+        Whether the last read filled its space, so that more may wait.
+    tls
+        An `ssl.SSLContext` to speak TLS with, or None. A failed handshake is an error, never plain text.
+    """
+
+    def __init__(
+        self,
+        host: str | None = None,
+        port: int = 4730,
+        keyfile: str | None = None,
+        certfile: str | None = None,
+        ca_certs: str | None = None,
+    ) -> None:
+        self.address: Address = (host or "", int(port))
+        self.gearman_socket: socket.socket | None = None
+        self.epoch = 0
+        self.may_have_more = False
+        self.tls: ssl.SSLContext | None = None
+        self.endpoints: list[Endpoint] = []
+        self._resolution: Resolution | None = None
+        self._is_shaking_hands = False
+        self._handshake_wants_write = False
+        self._last_failure: OSError | None = None
+        super().__init__(host=host, port=port, keyfile=keyfile, certfile=certfile, ca_certs=ca_certs)
+        if keyfile and certfile and ca_certs:
+            self.tls = ssl.create_default_context(cafile=ca_certs)
+            self.tls.load_cert_chain(certfile, keyfile)
+
+    def _reset_connection(self) -> None:
+        super()._reset_connection()
+        self.reader = PacketReader(show_address(self.address))
+        self.outgoing = SendQueue()
+
+    # ------------------------------------------------------------------------------------------- connecting
+
+    def connect(self) -> None:
+        """Begin to connect; `finish_connect` goes on when the socket is writable.
+
+        Raises
+        ------
+        ServerUnavailable
+            If it fails at once.
+        """
+        self.close()
+        self._is_client_side, self._is_server_side = True, False
+        endpoints = resolve_at_once(self.address)
+        if endpoints is None:
+            self._resolution = Resolution(self.address)
+            self.epoch += 1
+            self._resolution.start()
+            return
+        self.endpoints = endpoints
+        self._create_client_socket()
+
+    def finish_connect(self) -> None:
+        """Take the next step; to be called when the file descriptor is ready. `connected` tells whether it is done.
+
+        Raises
+        ------
+        ServerUnavailable
+            If every address of the server failed.
+        """
+        if self._resolution is not None:
+            self._take_resolution(self._resolution)
+            return
+        if self.gearman_socket is None:
+            return
+        code = self.gearman_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._last_failure = OSError(code, os.strerror(code))
+            self._create_client_socket()
+            return
+        try:
+            self.gearman_socket.getpeername()
+            if self.tls is not None:
+                self._shake_hands(self.tls, self.gearman_socket)
+        except _WOULD_BLOCK as error:
+            self._handshake_wants_write = isinstance(error, ssl.SSLWantWriteError)
+            return
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                return
+            self._last_failure = error
+            self._create_client_socket()
+            return
+        self._is_shaking_hands = False
+        self.connected = True
+
+    def _shake_hands(self, tls: ssl.SSLContext, current: socket.socket) -> None:
+        if not isinstance(current, ssl.SSLSocket):
+            # Only an established connection can be wrapped. The file descriptor stays the same.
+            current = tls.wrap_socket(current, server_hostname=self.address[0], do_handshake_on_connect=False)
+            self.gearman_socket = current
+            self._is_shaking_hands = True
+        current.do_handshake()
+
+    def _take_resolution(self, resolution: Resolution) -> None:
+        self._resolution = None
+        try:
+            self.endpoints = resolution.result()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ServerUnavailable(f"no job server at {show_address(self.address)}: {reason}") from error
+        finally:
+            resolution.close()
+        self._create_client_socket()
+
+    def _create_client_socket(self) -> None:
+        """Begin to connect to the next endpoint; raises ServerUnavailable after the last."""
+        self._drop_socket()
+        while self.endpoints:
+            family, socket_address = self.endpoints.pop(0)
+            current: socket.socket | None = None
+            try:
+                current = socket.socket(family, socket.SOCK_STREAM)
+                self.set_socket(current)
+                code = current.connect_ex(socket_address)
+                if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):
+                    raise OSError(code, os.strerror(code))
+                return
+            except OSError as error:
+                self._last_failure = error
+                self._drop_socket()
+                if current is not None:
+                    current.close()
+        reason = (self._last_failure and self._last_failure.strerror) or self._last_failure
+        raise ServerUnavailable(f"no job server answered at {show_address(self.address)}: {reason}")
+
+    def set_socket(self, current_socket: socket.socket) -> None:
+        """Take a socket over and set what every Gearman socket needs."""
+        current_socket.setblocking(False)
+        current_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        current_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE:
+            if hasattr(socket, name):
+                current_socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            current_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+        self.gearman_socket = current_socket
+        self.epoch += 1
+        _close_in_forked_children(self)
+
+    # --------------------------------------------------------------------------------------------- pollable
+
+    def fileno(self) -> int:
+        """The file descriptor to watch at present, or -1."""
+        if self._resolution is not None:
+            return self._resolution.fileno()
+        return self.gearman_socket.fileno() if self.gearman_socket is not None else -1
+
+    @property
+    def wants_write(self) -> bool:
+        if self.connected:
+            return bool(self.outgoing)
+        if self._is_shaking_hands:
+            # The socket is writable all the time, so asking for that while the peer has the word would spin.
+            return self._handshake_wants_write
+        return self._resolution is None and self.gearman_socket is not None
+
+    def writable(self) -> bool:
+        return self.connected and bool(self.outgoing)
+
+    # ---------------------------------------------------------------------------------------------- reading
+
+    def read_data_from_socket(self, bytes_to_read: int = 0) -> int:
+        """Receive once and parse; returns how many bytes came, 0 when none wait.
+
+        Raises
+        ------
+        ConnectionLost
+            If the peer has closed or the connection broke.
+        ProtocolError
+            If what came is not Gearman.
+        """
+        current = self.gearman_socket
+        self.may_have_more = False
+        if current is None or not self.connected:
+            raise self.failure("is not open")
+        try:
+            count, self.may_have_more = self.reader.fill(current.recv_into)
+        except _WOULD_BLOCK:
+            return 0
+        except OSError as error:
+            raise self.failure(f"broke: {error.strerror or error}") from error
+        if count == 0:
+            raise self._end_of_stream()
+        if self.tls is not None:
+            assert isinstance(current, ssl.SSLSocket)
+            self.may_have_more = current.pending() > 0
+        return count
+
+    def _end_of_stream(self) -> TransportError:
+        self.connected = False
+        leftover = self.reader.leftover()
+        if leftover[:1].strip(b"\0"):
+            return ProtocolError(
+                f"{show_address(self.address)} does not speak the Gearman protocol (it sent {leftover!r})"
+            )
+        how = (
+            "was closed in the middle of a packet"
+            if self.reader.is_mid_packet
+            else "was closed by the server"
+        )
+        return self.failure(how)
+
+    def read_commands_from_buffer(self) -> int:
+        """Parsing is done while receiving; returns how many commands wait."""
+        return len(self.reader.commands)
+
+    def read_command(self) -> tuple[int, Any] | None:
+        return self.reader.commands.popleft() if self.reader.commands else None
+
+    # ---------------------------------------------------------------------------------------------- writing
+
+    def send_command(self, cmd_type: int, cmd_args: Mapping[str, Any]) -> None:
+        """Queue one command; `send_data_to_socket` sends what is queued."""
+        if cmd_type == TEXT_COMMAND:
+            line = cmd_args["raw_text"]
+            self.outgoing.put(line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line)
+            return
+        data = cmd_args.get("data", b"")
+        if isinstance(data, str):
+            data = data.encode()
+        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        self.outgoing.put(frame_head(cmd_type, cmd_args, size), data)
+
+    def send_commands_to_buffer(self) -> None:
+        """Commands are packed when they are queued."""
+
+    def send_data_to_socket(self) -> int:
+        """Send as much as the socket takes; returns 1 if something is left, else 0.
+
+        Raises
+        ------
+        ConnectionLost
+            If the connection broke.
+        """
+        if not self.connected or self.gearman_socket is None:
+            return 1
+        outgoing = self.outgoing
+        while outgoing:
+            buffers = outgoing.gather()
+            if not buffers:
+                break
+            try:
+                sent = self._send(buffers)
+            except _WOULD_BLOCK:
+                return 1
+            except OSError as error:
+                raise self.failure(f"broke: {error.strerror or error}") from error
+            outgoing.advance(sent)
+        return 0
+
+    def _send(self, buffers: list[bytes | memoryview]) -> int:
+        assert self.gearman_socket is not None
+        if len(buffers) == 1 or self.tls is not None:
+            return self.gearman_socket.send(buffers[0])
+        return self.gearman_socket.sendmsg(buffers)
+
+    # ---------------------------------------------------------------------------------------------- the end
+
+    def close(self) -> None:
+        """Close and forget everything that was queued or received; may be called twice."""
+        if self._resolution is not None:
+            self._resolution.close()
+            self._resolution = None
+        self._drop_socket()
+        self._is_shaking_hands = False
+        self._last_failure = None
+        self.endpoints = []
+        self._reset_connection()
+
+    def _drop_socket(self) -> None:
+        if self.gearman_socket is not None:
+            self.gearman_socket.close()
+            self.gearman_socket = None
+
+    def failure(self, what: str) -> ConnectionLost:
+        """Mark the connection as gone and make the error that says so."""
+        self.connected = False
+        return ConnectionLost(f"the connection to the job server at {show_address(self.address)} {what}")
+
+    def throw_exception(self, message: str | None = None, exception: Exception | None = None) -> None:
+        """gearman3's way to give a connection up."""
+        raise self.failure(message or f"broke: {exception}") from exception
+
+
+# Sockets must not live on in forked children (a process pool, a data loader): the job server would go on believing in
+# a client that has gone. The set is process-wide because fork is.
+_open_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _close_in_forked_children(connection: Connection) -> None:
+    _open_connections.add(connection)
+
+
+def _close_all() -> None:
+    for connection in list(_open_connections):
+        connection._drop_socket()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_close_all)

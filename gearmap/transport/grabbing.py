@@ -1,0 +1,136 @@
+"""Which job server a worker asks next. The worker holds at most one job over all of its servers.
+
+Law of the file: pure; events in, orders out. While a job is held, a NOOP is remembered and not answered, because
+PRE_SLEEP would only bring the next NOOP at once. A server is told PRE_SLEEP once, when it answered NO_JOB; from then on
+it is asked again only after its NOOP, or after `forget_emptiness`. After a job the turn goes on to the
+next server, so that servers that are all full are served alike.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TypeAlias
+
+from gearmap.errors import ProtocolError
+
+__all__ = ["GrabPolicy", "Order", "Orders", "Phase"]
+
+
+class Order(enum.Enum):
+    """What to send to a server."""
+
+    GRAB = "grab"
+    SLEEP = "sleep"
+
+
+class Phase(enum.Enum):
+    """What the worker is about."""
+
+    IDLE = "idle"
+    ASKING = "asking"
+    HOLDING = "holding"
+
+
+class _Server(enum.Enum):
+    DOWN = "down"
+    AWAKE = "awake"  # may have work
+    WOKEN = "woken"  # said that it has work
+    ASLEEP = "asleep"  # said that it has none, and will wake us
+
+
+Orders: TypeAlias = list[tuple[Order, int]]
+
+
+class GrabPolicy:
+    """The grab policy of one worker. Servers are numbered from 0.
+
+    Attributes
+    ----------
+    phase
+        Whether a job is held or asked for.
+    current
+        The server that is asked, or whose job is held.
+    changes
+        Counts the changes of `phase` and `current`.
+    is_paused
+        While paused nothing new is asked for.
+    """
+
+    def __init__(self, n_servers: int) -> None:
+        self.phase = Phase.IDLE
+        self.current: int | None = None
+        self.changes = 0
+        self.is_paused = False
+        self._servers = [_Server.DOWN] * n_servers
+        self._last_asked = n_servers - 1
+
+    def came_up(self, server: int) -> Orders:
+        self._servers[server] = _Server.AWAKE
+        return self._ask_next()
+
+    def went_down(self, server: int) -> Orders:
+        self._servers[server] = _Server.DOWN
+        if self.current == server:
+            self._rest()
+        return self._ask_next()
+
+    def noop(self, server: int) -> Orders:
+        # A NOOP that crossed our GRAB is answered by what the GRAB brings.
+        if self._servers[server] is _Server.ASLEEP:
+            self._servers[server] = _Server.WOKEN
+        return self._ask_next()
+
+    def no_job(self, server: int) -> Orders:
+        self._expect_asked(server)
+        self._rest()
+        if self.is_paused:
+            return []
+        self._servers[server] = _Server.ASLEEP
+        return [(Order.SLEEP, server), *self._ask_next()]
+
+    def assigned(self, server: int) -> None:
+        self._expect_asked(server)
+        self.phase = Phase.HOLDING
+        self.changes += 1
+
+    def finished(self) -> Orders:
+        """The held job is done with."""
+        self._rest()
+        return self._ask_next()
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> Orders:
+        self.is_paused = False
+        return self._ask_next()
+
+    def forget_emptiness(self) -> Orders:
+        """Ask servers again that had nothing: they may serve a new function, or a NOOP was swallowed."""
+        self._servers = [_Server.AWAKE if state is _Server.ASLEEP else state for state in self._servers]
+        return self._ask_next()
+
+    def _rest(self) -> None:
+        self.phase = Phase.IDLE
+        self.current = None
+        self.changes += 1
+
+    def _expect_asked(self, server: int) -> None:
+        if self.phase is not Phase.ASKING or self.current != server:
+            raise ProtocolError("a job server answered a GRAB_JOB that was not sent")
+
+    def _ask_next(self) -> Orders:
+        if self.phase is not Phase.IDLE or self.is_paused:
+            return []
+        servers = self._servers
+        n_servers = len(servers)
+        for wanted in (_Server.WOKEN, _Server.AWAKE):
+            for step in range(1, n_servers + 1):
+                server = (self._last_asked + step) % n_servers
+                if servers[server] is wanted:
+                    servers[server] = _Server.AWAKE
+                    self._last_asked = self.current = server
+                    self.phase = Phase.ASKING
+                    self.changes += 1
+                    return [(Order.GRAB, server)]
+        return []

@@ -1,0 +1,189 @@
+"""One selector for one thread: who may be read, who may be written, and a way to end the wait from outside.
+
+Law of the file: nothing here knows what travels over the file descriptors. One Poller belongs to one thread; only
+`Waker.wake` may be called from another.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+from typing import Protocol
+
+__all__ = ["Pollable", "Poller", "Waker"]
+
+_READ = selectors.EVENT_READ
+_WRITE = selectors.EVENT_WRITE
+
+
+class Pollable(Protocol):
+    """What a Poller watches.
+
+    A pollable without a file descriptor at the moment answers `fileno() == -1`. One that replaces its file
+    descriptor while it is registered counts up an attribute `epoch`: the system gives the lowest free number
+    again, so the number alone does not show that the socket behind it is another.
+    """
+
+    def fileno(self) -> int: ...
+
+    @property
+    def wants_write(self) -> bool: ...
+
+    def on_readable(self) -> None: ...
+
+    def on_writable(self) -> None: ...
+
+
+class _Entry:
+    __slots__ = ("epoch", "events", "fd")
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.events = 0
+        self.epoch = 0
+
+
+class Poller:
+    """Waits for pollables; always for reading, for writing only while they want it.
+
+    Notes
+    -----
+    After a pollable was touched from outside its callbacks (a submission, a tick), call `update` for it;
+    after its callbacks `dispatch` does that itself. `update` costs no system call when nothing changed.
+    A pollable with a method `watched_by(callback)` need not be updated: it calls back when it has changed.
+    """
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._entries: dict[Pollable, _Entry] = {}
+        self._changed: set[Pollable] = set()
+
+    def __contains__(self, pollable: Pollable) -> bool:
+        return pollable in self._entries
+
+    def add(self, pollable: Pollable) -> None:
+        """Begin to watch; adding twice is an update."""
+        if pollable not in self._entries:
+            self._entries[pollable] = _Entry()
+            watched_by = getattr(pollable, "watched_by", None)
+            if watched_by is not None:
+                watched_by(self._changed.add)
+        self.update(pollable)
+
+    def remove(self, pollable: Pollable) -> None:
+        """Stop watching; may be called after the pollable was closed, and for one that was never added."""
+        entry = self._entries.pop(pollable, None)
+        if entry is not None:
+            self._forget(pollable, entry)
+
+    def update(self, pollable: Pollable) -> None:
+        """Take over the pollable's present file descriptor and interest; unknown pollables are ignored."""
+        entry = self._entries.get(pollable)
+        if entry is None:
+            return
+        fd = pollable.fileno()
+        epoch = getattr(pollable, "epoch", 0)
+        events = _READ | _WRITE if pollable.wants_write else _READ
+        if fd == entry.fd and epoch == entry.epoch:
+            if fd >= 0 and events != entry.events:
+                self._selector.modify(fd, events, pollable)
+                entry.events = events
+            return
+        self._forget(pollable, entry)
+        if fd >= 0:
+            self._take_over(fd, events, pollable)
+        entry.fd, entry.epoch, entry.events = fd, epoch, events
+
+    def poll(self, timeout: float | None) -> list[tuple[Pollable, bool, bool]]:
+        """Wait at most `timeout` seconds (None: for ever) and name who is ready, as (pollable, readable, writable)."""
+        self._update_changed()
+        return [
+            (key.data, bool(events & _READ), bool(events & _WRITE))
+            for key, events in self._selector.select(timeout)
+        ]
+
+    def dispatch(self, timeout: float | None) -> int:
+        """Wait like `poll`, run the callbacks of who is ready, and return how many were."""
+        self._update_changed()
+        ready = self._selector.select(timeout)
+        entries = self._entries
+        for key, events in ready:
+            pollable = key.data
+            # A callback may have removed a later pollable of the same round, or replaced its socket.
+            if events & _READ and self._is_current(pollable, key.fd):
+                pollable.on_readable()
+            if events & _WRITE and self._is_current(pollable, key.fd):
+                pollable.on_writable()
+            if pollable in entries:
+                self.update(pollable)
+        return len(ready)
+
+    def close(self) -> None:
+        """Let go of the selector; the pollables stay open."""
+        self._entries.clear()
+        self._changed.clear()
+        self._selector.close()
+
+    def _update_changed(self) -> None:
+        while self._changed:
+            self.update(self._changed.pop())
+
+    def _is_current(self, pollable: Pollable, fd: int) -> bool:
+        entry = self._entries.get(pollable)
+        return entry is not None and entry.fd == fd
+
+    def _take_over(self, fd: int, events: int, pollable: Pollable) -> None:
+        """Register `fd`, even if a closed pollable that was never removed still stands under this number."""
+        if fd in self._selector.get_map():
+            stale = self._selector.unregister(fd).data
+            self._entries[stale].fd = -1
+        self._selector.register(fd, events, pollable)
+
+    def _forget(self, pollable: Pollable, entry: _Entry) -> None:
+        if entry.fd < 0:
+            return
+        key = self._selector.get_map().get(entry.fd)
+        if key is not None and key.data is pollable:
+            self._selector.unregister(entry.fd)
+        entry.fd = -1
+
+
+class Waker:
+    """Ends a poll from any thread. Many calls of `wake` before the poll are one: at most one byte waits."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._lock = threading.Lock()
+        self._is_pending = False
+
+    wants_write = False
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def wake(self) -> None:
+        """End the present poll, or the next one if there is none."""
+        with self._lock:
+            if self._is_pending or self._writer.fileno() < 0:
+                return
+            self._is_pending = True
+            self._writer.send(b"\0")
+
+    def on_readable(self) -> None:
+        with self._lock:
+            self._is_pending = False
+            try:
+                self._reader.recv(16)
+            except BlockingIOError:
+                pass
+
+    def on_writable(self) -> None:
+        """Never wanted."""
+
+    def close(self) -> None:
+        with self._lock:
+            self._reader.close()
+            self._writer.close()

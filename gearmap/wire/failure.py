@@ -1,0 +1,196 @@
+"""A task's exception: described where it was raised, rebuilt where the caller waits.
+
+What must not live here: retry decisions, and which errors of gearmap a failure may become.
+
+Rule 1: `describe_exception` never raises, whatever the exception does when it is asked for its text or its parts.
+Rule 2: `rebuild_exception` always gives something to raise: the task's own exception, or `RemoteError`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from gearmap.errors import RemoteError, RemoteTraceback, SerializationError
+from gearmap.wire.framing import Payload
+from gearmap.wire.serializer import loads, try_dumps
+
+__all__ = ["TaskFailure", "describe_exception", "rebuild_exception"]
+
+# Raising them makes headers larger (a chunk may hold thousands of failures); lowering them cuts texts that are read.
+MAX_MESSAGE_CHARS = 4096
+MAX_TRACEBACK_CHARS = 65536
+
+_PACKAGE_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+# An exception's own code may even exit; that must not end the process that describes it. Ctrl-C still does.
+_USER_CODE_ERRORS = (Exception, SystemExit, GeneratorExit)
+
+# Raised in the client these would mean something else: that it is to exit, that it was interrupted or cancelled, that
+# an iterator has ended.
+_NEVER_RAISED = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, StopAsyncIteration)
+_NEVER_RAISED_NAMES = frozenset(
+    {"asyncio.exceptions.CancelledError", "concurrent.futures._base.CancelledError"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFailure:
+    """What is known of a task's exception outside of the process that raised it.
+
+    Attributes
+    ----------
+    position
+        The task, counted from 0 in its job.
+    type_name
+        Qualified name of the exception's class; builtins without their module.
+    message
+        Its text, shortened.
+    traceback
+        The traceback as Python prints it, chained exceptions included, without gearmap's own frames; shortened.
+    exception
+        The pickled exception, or None if it does not pickle.
+    """
+
+    position: int
+    type_name: str
+    message: str
+    traceback: str
+    exception: Payload | None = field(default=None, repr=False)
+
+
+def describe_exception(error: BaseException, position: int) -> TaskFailure:
+    """Describe what a task raised; never raises itself.
+
+    Parameters
+    ----------
+    error
+        Any exception, with the traceback that it has.
+    position
+        The task, counted from 0 in its job.
+    """
+    type_name = _qualified_name(type(error))
+    message = _message(error)
+    try:
+        text = _traceback_text(error)
+    except _USER_CODE_ERRORS:  # an exception that cannot even be formatted
+        text = f"{type_name}: {message}\n(its traceback cannot be shown)\n"
+    payload: Payload | None
+    try:
+        payload = try_dumps(error)
+    except _USER_CODE_ERRORS:
+        payload = None
+    return TaskFailure(
+        position=position,
+        type_name=type_name,
+        message=_shortened(message, MAX_MESSAGE_CHARS),
+        traceback=_shortened(text, MAX_TRACEBACK_CHARS),
+        exception=payload,
+    )
+
+
+def rebuild_exception(failure: TaskFailure, *, notes: Sequence[str] = ()) -> BaseException:
+    """The exception to raise for a failed task.
+
+    Parameters
+    ----------
+    failure
+        As it came from the worker.
+    notes
+        Lines to show below the exception. Python 3.10 has no notes: there they end the remote traceback.
+
+    Returns
+    -------
+    BaseException
+        The task's own exception, or `RemoteError` if that does not load here or would mean something else here. Its
+        `__cause__` is a `RemoteTraceback`.
+    """
+    error, reason = _load(failure)
+    if error is None:
+        error = RemoteError(f"{failure.type_name}: {failure.message}\n({reason})")
+    text = failure.traceback
+    left_over = [note for note in notes if not _add_note(error, note)]
+    if left_over:
+        text = text.rstrip("\n") + "\n" + "".join(f"{note}\n" for note in left_over)
+    # The class may refuse attributes (a frozen dataclass), a slot of BaseException cannot.
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
+    return error
+
+
+def _load(failure: TaskFailure) -> tuple[BaseException | None, str]:
+    """The exception itself, or None and the reason why it cannot be raised here."""
+    if failure.exception is None:
+        return None, "the exception itself could not be pickled"
+    try:
+        error = loads(failure.exception)
+    except SerializationError as problem:
+        return None, f"the exception itself could not be rebuilt: {problem}"
+    if not isinstance(error, BaseException):
+        return None, f"the exception itself could not be rebuilt: it became a {type(error).__name__}"
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__}
+    if isinstance(error, _NEVER_RAISED) or names & _NEVER_RAISED_NAMES:
+        return None, f"a task that raises {type(error).__name__} has failed; it does not stop the caller"
+    return error, ""
+
+
+def _add_note(error: BaseException, note: str) -> bool:
+    if sys.version_info < (3, 11):
+        return False
+    try:
+        error.add_note(note)
+    except Exception:  # no attributes, or `__notes__` is something else
+        return False
+    return True
+
+
+def _qualified_name(cls: type) -> str:
+    module, name = getattr(cls, "__module__", ""), getattr(cls, "__qualname__", cls.__name__)
+    return str(name) if module in ("builtins", "__main__") else f"{module}.{name}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except _USER_CODE_ERRORS:
+        return "<its message cannot be shown>"
+
+
+def _traceback_text(error: BaseException) -> str:
+    described = traceback.TracebackException(type(error), error, error.__traceback__)
+    for part in _chain(described):
+        part.stack = _without_own_frames(part.stack)
+    return "".join(described.format())
+
+
+def _chain(described: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    """`described`, what it came from, and the members of groups; each once."""
+    pending = [described]
+    seen: set[int] = set()
+    while pending:
+        part = pending.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        pending += [other for other in (part.__cause__, part.__context__) if other is not None]
+        pending += getattr(part, "exceptions", None) or []
+
+
+def _without_own_frames(stack: traceback.StackSummary) -> traceback.StackSummary:
+    """Drop the outermost frames while they are gearmap's own: how the task was called is not the user's concern."""
+    first = 0
+    while first < len(stack) and stack[first].filename.startswith(_PACKAGE_DIR):
+        first += 1
+    return traceback.StackSummary.from_list(stack[first:])
+
+
+def _shortened(text: str, max_chars: int) -> str:
+    """The start and, mostly, the end: the innermost frames and the message are at the end of a traceback."""
+    if len(text) <= max_chars:
+        return text
+    head = max_chars // 4
+    left_out = len(text) - max_chars
+    return f"{text[:head]}\n... {left_out} characters left out ...\n{text[head + left_out :]}"

@@ -1,0 +1,182 @@
+"""The header of a job: all that a node reads before it gives the job to a child.
+
+What must not live here: the body, which the node never opens.
+
+Rule 1: JSON, never pickle.
+Rule 2: reading is total. Bytes give a `JobHeader` or `EnvelopeError`; unknown keys are ignored.
+
+The body is `frame([function, block, block, ...])`, one payload for each block in `JobHeader.blocks`. The tasks that
+the blocks' `run` ranges select, in order over all blocks, have the positions 0, 1, 2, ... of the job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from gearmap.errors import EnvelopeError
+from gearmap.wire.framing import Buffer
+from gearmap.wire.jsonvalues import (
+    Ranges,
+    as_int,
+    as_strings,
+    decode_object,
+    encode_object,
+    read_bool,
+    read_int,
+    read_list,
+    read_number,
+    read_ranges,
+    read_str,
+)
+
+__all__ = ["BlockHeader", "BlockKind", "JobHeader"]
+
+
+class BlockKind(str, Enum):
+    """How a block holds its tasks' arguments."""
+
+    COLUMNS = "columns"  # one list of values for each parameter
+    ROWS = "rows"  # one tuple of arguments for each task
+    CALLS = "calls"  # one (args, kwargs) for each task
+
+
+_KINDS = {kind.value: kind for kind in BlockKind}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockHeader:
+    """One block of tasks.
+
+    Attributes
+    ----------
+    kind
+        How the arguments are held.
+    size
+        Tasks in the block, 1 or more.
+    run
+        Which of them to run: half-open ranges, ascending, disjoint, inside the block.
+    """
+
+    kind: BlockKind
+    size: int
+    run: Ranges
+
+    @property
+    def n_tasks(self) -> int:
+        """How many tasks of the block are to be run."""
+        return sum(stop - start for start, stop in self.run)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobHeader:
+    """What a node needs to know of a job.
+
+    Attributes
+    ----------
+    run
+        Id of the run.
+    function_digest
+        Stands for the pickled function, in hex: a child keeps the functions that it has loaded.
+    foreground
+        Whether a client waits, so that the job is pointless without one.
+    task_timeout
+        Seconds that one task may take, or None.
+    avoid
+        Names of workers that should not take the job.
+    level
+        Nesting level, 0 outside of tasks.
+    cwd, sys_path
+        Where tasks run and what they import from, or None for the node's own.
+    blocks
+        The tasks.
+    """
+
+    run: str
+    function_digest: str
+    foreground: bool = True
+    task_timeout: float | None = None
+    avoid: tuple[str, ...] = ()
+    level: int = 0
+    cwd: str | None = None
+    sys_path: tuple[str, ...] | None = None
+    blocks: tuple[BlockHeader, ...] = ()
+
+    @property
+    def n_tasks(self) -> int:
+        """How many tasks the job has."""
+        return sum(block.n_tasks for block in self.blocks)
+
+    def encode(self) -> bytes:
+        """The header as JSON; what has its default is left out."""
+        values: dict[str, Any] = {
+            "run": self.run,
+            "function": self.function_digest,
+            "blocks": [_encode_block(block) for block in self.blocks],
+        }
+        if self.foreground:
+            values["foreground"] = True
+        if self.task_timeout is not None:
+            values["task_timeout"] = self.task_timeout
+        if self.avoid:
+            values["avoid"] = self.avoid
+        if self.level:
+            values["level"] = self.level
+        if self.cwd is not None:
+            values["cwd"] = self.cwd
+        if self.sys_path is not None:
+            values["sys_path"] = self.sys_path
+        return encode_object(values)
+
+    @classmethod
+    def decode(cls, data: Buffer) -> JobHeader:
+        """Read a header.
+
+        Raises
+        ------
+        EnvelopeError
+            If `data` is not one.
+        """
+        values = decode_object(data)
+        return cls(
+            run=read_str(values, "run"),
+            function_digest=_read_digest(values),
+            foreground=read_bool(values, "foreground"),
+            task_timeout=read_number(values, "task_timeout") if "task_timeout" in values else None,
+            avoid=as_strings(read_list(values, "avoid"), "avoid"),
+            level=read_int(values, "level"),
+            cwd=read_str(values, "cwd") if "cwd" in values else None,
+            sys_path=as_strings(read_list(values, "sys_path"), "sys_path") if "sys_path" in values else None,
+            blocks=tuple(map(_decode_block, read_list(values, "blocks"))),
+        )
+
+
+def _encode_block(block: BlockHeader) -> list[Any]:
+    kind = BlockKind(block.kind).value
+    if block.run == ((0, block.size),):  # the whole block, which is nearly always so
+        return [kind, block.size]
+    return [kind, block.size, block.run]
+
+
+def _decode_block(value: Any) -> BlockHeader:
+    if type(value) is not list or len(value) not in (2, 3) or type(value[0]) is not str:
+        raise EnvelopeError(f"a block in a header must be a kind, a size and ranges, got {value!r:.80}")
+    kind, size = _KINDS.get(value[0]), as_int(value[1], "blocks")
+    if kind is None:
+        raise EnvelopeError(f"a block of unknown kind {value[0]!r:.80}")
+    if size < 1:
+        raise EnvelopeError("a block without tasks")
+    run = read_ranges(value[2], "blocks") if len(value) == 3 else ((0, size),)
+    if run and run[-1][1] > size:
+        raise EnvelopeError(f"a block of {size} tasks cannot run task {run[-1][1] - 1}")
+    return BlockHeader(kind=kind, size=size, run=run)
+
+
+def _read_digest(values: dict[str, Any]) -> str:
+    digest = read_str(values, "function")
+    try:
+        bytes.fromhex(digest)
+    except ValueError:
+        raise EnvelopeError(f"a function digest must be hex, got {digest!r:.80}") from None
+    return digest

@@ -1,0 +1,310 @@
+"""What one outcome says: results, failures, refusals, beats.
+
+What must not live here: sealing, and what is done about an outcome (`core`).
+
+Rule 1: the header is JSON, never pickle; whoever reads headers (the node, the driver) runs no user code.
+Rule 2: encoding results never fails because of a result: one that does not pickle becomes that task's failure.
+Rule 3: decoding is total. Bytes give values or `EnvelopeError`; results and exceptions stay pickled.
+
+The body is `frame([run of results, ..., exception, ...])`: a payload for each range in `Outcome.done`, then one for
+each failure whose exception pickled. It is absent if there are neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+from gearmap.errors import EnvelopeError, SerializationError
+from gearmap.wire.failure import TaskFailure, describe_exception, rebuild_exception
+from gearmap.wire.framing import Buffer, Payload, frame, unframe
+from gearmap.wire.jsonvalues import (
+    Ranges,
+    decode_object,
+    encode_object,
+    read_bool,
+    read_int,
+    read_list,
+    read_number,
+    read_ranges,
+    read_str,
+)
+from gearmap.wire.serializer import explain_unpicklable, try_dumps
+
+__all__ = [
+    "DecodedOutcome",
+    "NotRun",
+    "NotRunReason",
+    "Outcome",
+    "TaskFailure",
+    "decode_outcome",
+    "describe_exception",
+    "encode_outcome",
+    "rebuild_exception",
+]
+
+# Looking for the culprit pickles a value several times. Raising it explains more results of one chunk and makes a
+# chunk of results that all fail slower; the rest is named by type only.
+_MAX_EXPLAINED = 16
+
+
+class NotRunReason(Enum):
+    """Why a node gives tasks back."""
+
+    DRAINING = "draining"  # the node is shutting down
+    AVOIDED = "avoided"  # the header asks for another worker
+    EXPIRED = "expired"  # the envelope is too old by this node's clock
+    BLOB_UNAVAILABLE = "blob_unavailable"  # a blob could not be fetched
+    CANNOT_LOAD = "cannot_load"  # the function or its arguments do not load here
+    STOPPED = "stopped"  # somebody asked to stop the execution
+    CHILD_DIED = "child_died"  # the process that ran the tasks is gone
+
+
+_REASONS = {reason.value: reason for reason in NotRunReason}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotRun:
+    """Tasks that were not run, and why.
+
+    Attributes
+    ----------
+    reason
+        Why.
+    positions
+        Half-open ranges of tasks, or None for all that no outcome of this execution has settled.
+    detail
+        For people: the missing package, the node's clock, the signal.
+    """
+
+    reason: NotRunReason
+    positions: Ranges | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one message of an execution says.
+
+    Attributes
+    ----------
+    done
+        Half-open ranges of tasks whose results are in the body.
+    failures
+        Tasks that raised.
+    not_run
+        Tasks that were given back, or None.
+    elapsed
+        Seconds of work that this message reports.
+    count
+        Tasks that took these seconds.
+    final
+        Whether the execution says nothing after this.
+    worker
+        Name of the worker.
+    beat
+        The task that is being run, or None if this is no beat.
+    """
+
+    done: Ranges = ()
+    failures: tuple[TaskFailure, ...] = ()
+    not_run: NotRun | None = None
+    elapsed: float = 0.0
+    count: int = 0
+    final: bool = False
+    worker: str = ""
+    beat: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedOutcome:
+    """An outcome and the results in its body, still pickled.
+
+    Attributes
+    ----------
+    outcome
+        With the exceptions of its failures where the body has them.
+    results
+        First position, end position and payload (a pickled list) for each range in `outcome.done`.
+    """
+
+    outcome: Outcome
+    results: tuple[tuple[int, int, Payload], ...] = ()
+
+
+def encode_outcome(
+    outcome: Outcome, results: Sequence[tuple[int, Sequence[Any]]] = ()
+) -> tuple[bytes, list[Buffer]]:
+    """Header and body of an outcome.
+
+    Parameters
+    ----------
+    outcome
+        What to say; its `done` is replaced by what `results` and their pickling give.
+    results
+        Runs of results: the first task's position, and the results from there on. Ascending and disjoint.
+
+    Returns
+    -------
+    tuple
+        Plain header and the buffers of the plain body.
+    """
+    runs: list[tuple[int, int, Payload]] = []
+    bad: list[TaskFailure] = []
+    for start, values in results:
+        for item in _dump_run(start, values):
+            if isinstance(item, tuple):
+                runs.append(item)
+            else:
+                bad.append(
+                    describe_exception(_unpicklable(item, explained=len(bad) < _MAX_EXPLAINED), item.position)
+                )
+    done = tuple((start, stop) for start, stop, _ in runs)
+    outcome = replace(outcome, done=done, failures=(*outcome.failures, *bad))
+    exceptions = [failure.exception for failure in outcome.failures if failure.exception is not None]
+    payloads = [*(payload for _, _, payload in runs), *exceptions]
+    return encode_object(_to_json(outcome)), frame(payloads) if payloads else []
+
+
+def decode_outcome(header: Buffer, body: Buffer | None = None) -> DecodedOutcome:
+    """Read an outcome.
+
+    Parameters
+    ----------
+    header
+        The plain header.
+    body
+        The plain body, or None to read the header only: there are no results then, and no exceptions in failures.
+
+    Raises
+    ------
+    EnvelopeError
+        If header or body is not that of an outcome, or they do not fit together.
+    """
+    values = decode_object(header)
+    outcome, pickled = _from_json(values)
+    if body is None:
+        return DecodedOutcome(outcome=outcome)
+    payloads = unframe(body) if len(body) else []
+    if len(payloads) != len(outcome.done) + sum(pickled):
+        raise EnvelopeError(
+            f"{len(payloads)} payloads for {len(outcome.done)} results and {sum(pickled)} exceptions"
+        )
+    if not all(payloads):
+        raise EnvelopeError("a payload without buffers")
+    rest: Iterator[Payload] = iter(payloads)
+    results = tuple((start, stop, next(rest)) for start, stop in outcome.done)
+    failures = tuple(
+        replace(failure, exception=next(rest)) if has_exception else failure
+        for failure, has_exception in zip(outcome.failures, pickled, strict=True)
+    )
+    return DecodedOutcome(outcome=replace(outcome, failures=failures), results=results)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unpicklable:
+    position: int
+    value: Any
+    error: Exception
+
+
+def _dump_run(start: int, values: Sequence[Any]) -> Iterator[tuple[int, int, Payload] | _Unpicklable]:
+    """Pickle a run as a whole; if that fails, its halves, so that few bad results cost few tries."""
+    if not values:
+        return
+    try:
+        yield start, start + len(values), try_dumps(list(values))
+    except Exception as error:
+        if len(values) == 1:
+            yield _Unpicklable(start, values[0], error)
+            return
+        half = len(values) // 2
+        yield from _dump_run(start, values[:half])
+        yield from _dump_run(start + half, values[half:])
+
+
+def _unpicklable(item: _Unpicklable, *, explained: bool) -> SerializationError:
+    if explained:
+        return SerializationError(explain_unpicklable(item.value, "the result"))
+    return SerializationError(
+        f"cannot pickle the result, a {type(item.value).__qualname__}: {item.error!r:.200}"
+    )
+
+
+def _to_json(outcome: Outcome) -> dict[str, Any]:
+    values: dict[str, Any] = {"worker": outcome.worker}
+    if outcome.done:
+        values["done"] = outcome.done
+    if outcome.failures:
+        values["failures"] = [
+            [
+                failure.position,
+                failure.type_name,
+                failure.message,
+                failure.traceback,
+                failure.exception is not None,
+            ]
+            for failure in outcome.failures
+        ]
+    if outcome.not_run is not None:
+        not_run = outcome.not_run
+        values["not_run"] = {"reason": not_run.reason.value, "detail": not_run.detail}
+        if not_run.positions is not None:
+            values["not_run"]["positions"] = not_run.positions
+    if outcome.count or outcome.elapsed:
+        values["elapsed"] = outcome.elapsed if math.isfinite(outcome.elapsed) else 0.0
+        values["count"] = outcome.count
+    if outcome.final:
+        values["final"] = True
+    if outcome.beat is not None:
+        values["beat"] = outcome.beat
+    return values
+
+
+def _from_json(values: dict[str, Any]) -> tuple[Outcome, list[bool]]:
+    """The outcome, and which of its failures have their exception in the body."""
+    failures, pickled = _read_failures(read_list(values, "failures"))
+    outcome = Outcome(
+        done=read_ranges(read_list(values, "done"), "done"),
+        failures=failures,
+        not_run=_read_not_run(values["not_run"]) if "not_run" in values else None,
+        elapsed=read_number(values, "elapsed"),
+        count=read_int(values, "count"),
+        final=read_bool(values, "final"),
+        worker=read_str(values, "worker"),
+        beat=read_int(values, "beat") if "beat" in values else None,
+    )
+    return outcome, pickled
+
+
+def _read_failures(rows: Iterable[Any]) -> tuple[tuple[TaskFailure, ...], list[bool]]:
+    failures: list[TaskFailure] = []
+    pickled: list[bool] = []
+    for row in rows:
+        if type(row) is not list or len(row) != 5:
+            raise EnvelopeError(f"a failure in a header must be a list of five, got {row!r:.80}")
+        named = dict(zip(("position", "type", "message", "traceback", "pickled"), row, strict=True))
+        failures.append(
+            TaskFailure(
+                position=read_int(named, "position"),
+                type_name=read_str(named, "type"),
+                message=read_str(named, "message"),
+                traceback=read_str(named, "traceback"),
+            )
+        )
+        pickled.append(read_bool(named, "pickled"))
+    return tuple(failures), pickled
+
+
+def _read_not_run(value: Any) -> NotRun:
+    if type(value) is not dict:
+        raise EnvelopeError(f"'not_run' in a header must be an object, got {value!r:.80}")
+    name = read_str(value, "reason")
+    reason = _REASONS.get(name)
+    if reason is None:
+        raise EnvelopeError(f"tasks not run for the unknown reason {name!r:.80}")
+    positions = read_ranges(value["positions"], "positions") if "positions" in value else None
+    return NotRun(reason=reason, positions=positions, detail=read_str(value, "detail"))

@@ -1,0 +1,212 @@
+"""Values to pickle-5 payloads and back.
+
+What must not live here: framing, sealing, which bytes may be trusted. Nothing is loaded that has not been opened.
+
+Rule 1: only this module and `functions` pickle.
+Rule 2: what would be looked up by name in `__main__`, or in a module registered with
+`cloudpickle.register_pickle_by_value`, goes by value; so does anything that its own module does not have under its
+name, and the `functools.lru_cache` wrappers among all these. The rest goes by reference.
+Rule 3: a failure is a `SerializationError` that names the smallest part that does not pickle and the way to it.
+
+cloudpickle calls back into Python for every object that is not a builtin, which makes it three times slower than
+pickle for, say, a list of dates. Therefore pickle goes first. It would name classes and functions of `__main__`
+instead of sending them, so its stream is used only if no name of a by-value module occurs in it: a global cannot be
+named in a pickle without the name of its module. A string in the data that looks like one costs time, nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+
+from gearmap.errors import SerializationError
+from gearmap.wire import explain
+from gearmap.wire.framing import Buffer, Payload
+from gearmap.wire.functions import (
+    LRU_CACHE_WRAPPER,
+    names_by_value_module,
+    reduce_cached_property,
+    reduce_lru_cache_wrapper,
+)
+from gearmap.wire.functions import FunctionCache as _FunctionCache
+
+__all__ = [
+    "FunctionCache",
+    "Payload",
+    "dump_function",
+    "dumps",
+    "explain_unpicklable",
+    "loads",
+    "missing_module",
+]
+
+PROTOCOL = 5
+
+# Buffers from this size on travel beside the pickle stream. Raising it copies more on both sides; lowering it spends
+# more time on tables and views than the copies cost.
+OUT_OF_BAND_BYTES = 4096
+
+
+def dumps(value: Any, *, name: str = "the value", snapshot: bool = False) -> list[Buffer]:
+    """Pickle `value`.
+
+    Parameters
+    ----------
+    value
+        Anything that cloudpickle can pickle.
+    name
+        What the error calls it: "fn", "argument 0 of task 17".
+    snapshot
+        Whether to copy the out-of-band buffers. Without that they are views of the memory of `value`, and what is
+        sent is what they hold when they are sealed, not now.
+
+    Returns
+    -------
+    list
+        The pickle stream, then its contiguous out-of-band buffers.
+
+    Raises
+    ------
+    SerializationError
+        If `value`, or a part of it, does not pickle.
+
+    Examples
+    --------
+    >>> loads(dumps([1, {"a": 2.5}]))
+    [1, {'a': 2.5}]
+    """
+    try:
+        payload = try_dumps(value)
+    except Exception as error:
+        raise SerializationError(explain_unpicklable(value, name)) from error
+    return [payload[0], *map(bytearray, payload[1:])] if snapshot else payload
+
+
+def loads(payload: Payload) -> Any:
+    """Unpickle what `dumps` or `dump_function` made.
+
+    Arrays use the memory of the out-of-band buffers as it is: they are writable if that is, and each keeps the whole
+    message in memory that its buffer is a slice of.
+
+    Raises
+    ------
+    SerializationError
+        If it does not load here; `__cause__` is the reason, see `missing_module`.
+    """
+    if not payload:
+        raise SerializationError("cannot unpickle an empty payload")
+    try:
+        return pickle.loads(payload[0], buffers=payload[1:])
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise SerializationError(f"cannot unpickle: {type(error).__name__}: {error}") from error
+
+
+def dump_function(fn: Callable[..., Any], *, name: str = "fn") -> list[Buffer]:
+    """Pickle a callable with all that it captures, as it is now: a run keeps it longer than the caller waits.
+
+    Raises like `dumps`.
+    """
+    return dumps(fn, name=name, snapshot=True)
+
+
+def missing_module(error: BaseException) -> str | None:
+    """The top-level module whose absence made `loads` fail, or None if the reason was another."""
+    cause = error.__cause__
+    if isinstance(cause, ModuleNotFoundError) and cause.name:
+        return cause.name.partition(".")[0]
+    return None
+
+
+def explain_unpicklable(value: Any, name: str = "fn") -> str:
+    """One sentence: which part of `value` does not pickle, and what to do.
+
+    It pickles the parts of `value` one after another, so it is for the error path only.
+    """
+    return explain.explain(value, name, why_not=_why_not)
+
+
+class FunctionCache(_FunctionCache):
+    """Functions pickled once, while what they capture cannot have changed; see `functions.FunctionCache`."""
+
+    def __init__(self) -> None:
+        super().__init__(dump_function)
+
+
+def try_dumps(value: Any) -> list[Buffer]:
+    """`dumps` that raises whatever pickling raised, without looking for the culprit."""
+    buffers: list[Buffer] = []
+    keep_in_band = _callback(buffers)
+    try:
+        stream = pickle.dumps(value, PROTOCOL, buffer_callback=keep_in_band)
+    except Exception:
+        stream = None  # cloudpickle may know better
+    if stream is None or names_by_value_module(stream):
+        buffers.clear()
+        with io.BytesIO() as file:
+            _Pickler(file, PROTOCOL, buffer_callback=keep_in_band).dump(value)
+            stream = file.getvalue()
+    return [stream, *buffers]
+
+
+def _reduce_text_file(file: io.TextIOWrapper) -> Any:
+    """Standard streams by name; cloudpickle would send any other file as a copy of all that is in it."""
+    for name in ("stdin", "stdout", "stderr"):
+        if file is getattr(sys, name) or file is getattr(sys, f"__{name}__"):
+            return getattr, (sys, name)
+    raise pickle.PicklingError(f"cannot pickle the open file {file.name!r}")
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """cloudpickle's pickler, which also takes apart what `functools` caches with, and sends no open files."""
+
+    dispatch_table = cloudpickle.Pickler.dispatch_table.new_child(
+        {
+            LRU_CACHE_WRAPPER: reduce_lru_cache_wrapper,
+            functools.cached_property: reduce_cached_property,
+            io.TextIOWrapper: _reduce_text_file,
+        }
+    )
+
+
+def _callback(buffers: list[Buffer]) -> Callable[[pickle.PickleBuffer], bool]:
+    """A `buffer_callback` that collects large contiguous buffers and leaves the rest in the stream (true)."""
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            view = buffer.raw()
+        except BufferError:  # not contiguous: let pickle say so
+            return True
+        if view.nbytes < OUT_OF_BAND_BYTES:
+            return True
+        buffers.append(view)
+        return False
+
+    return keep_in_band
+
+
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: Buffer) -> int:
+        return len(data)
+
+
+def _why_not(value: Any) -> BaseException | None:
+    """The exception that pickling `value` raises, or None if it pickles."""
+    try:
+        _Pickler(_Nowhere(), PROTOCOL, buffer_callback=_accept).dump(value)
+    except Exception as error:
+        return error
+    return None
+
+
+def _accept(buffer: pickle.PickleBuffer) -> bool:
+    return False

@@ -1,0 +1,195 @@
+"""Values to payloads and back in one process."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import io
+import pickle
+import sys
+import types
+
+import cloudpickle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gearmap.errors import SerializationError
+from gearmap.wire import serializer
+from gearmap.wire.serializer import OUT_OF_BAND_BYTES, dump_function, dumps, loads, missing_module
+
+plain_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda children: (
+        st.lists(children, max_size=4)
+        | st.dictionaries(st.text(max_size=5), children, max_size=4)
+        | st.tuples(children, children)
+    ),
+    max_leaves=10,
+)
+
+
+@pytest.fixture
+def module_of_main(monkeypatch):
+    """Run source as if typed into `__main__`; what it defines is taken away afterwards."""
+    main = sys.modules["__main__"]
+    before = dict(vars(main))
+
+    def define(source):
+        exec(compile(source, "<cell>", "exec"), vars(main))
+        return main
+
+    yield define
+    for name in set(vars(main)) - set(before):
+        delattr(main, name)
+
+
+@settings(max_examples=100)
+@given(plain_values)
+def test_plain_values_survive_the_round_trip(value):
+    assert loads(dumps(value)) == value
+
+
+def test_large_contiguous_buffers_travel_beside_the_stream():
+    large, small = pickle.PickleBuffer(bytearray(OUT_OF_BAND_BYTES)), pickle.PickleBuffer(bytearray(10))
+    payload = dumps([large, small])
+    assert len(payload) == 2
+    assert loads(payload) == [bytes(OUT_OF_BAND_BYTES), bytes(10)]
+
+
+def test_arrays_are_not_copied_unless_a_snapshot_is_asked_for():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(OUT_OF_BAND_BYTES)
+    views, copies = dumps(array), dumps(array, snapshot=True)
+
+    array[0] = 7
+
+    assert loads(views)[0] == 7
+    assert loads(copies)[0] == 0
+    assert loads(copies).flags.writeable
+
+
+def test_a_pickled_function_keeps_the_arrays_that_it_captured_as_they_were():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(OUT_OF_BAND_BYTES)
+    payload = dump_function(lambda: array[0])
+    array[0] = 7
+    assert loads(payload)() == 0
+
+
+def test_arrays_of_any_layout_survive_the_round_trip():
+    numpy = pytest.importorskip("numpy")
+    base = numpy.arange(24_000.0).reshape(100, 240)
+    for array in (
+        base,
+        base.T,
+        base[::2, ::3],
+        base[:0],
+        numpy.array(3.0),
+        numpy.array([{"a": 1}], dtype=object),
+    ):
+        numpy.testing.assert_array_equal(loads(dumps(array)), array)
+    read_only = base.copy()
+    read_only.flags.writeable = False
+    assert not loads([bytearray(buffer) for buffer in dumps(read_only)]).flags.writeable
+
+
+def test_a_class_of_main_goes_by_value_even_though_pickle_could_name_it(module_of_main):
+    main = module_of_main("class Thing:\n    x = 3\n")
+    thing = main.Thing()
+    assert b"__main__" in pickle.dumps(thing)
+
+    payload = dumps([thing])
+
+    assert b"_make_skeleton_class" in payload[0]
+
+
+@pytest.mark.parametrize("value", ["__main__", {"__main__": 1}, [b"in __main__ itself"]])
+def test_data_that_looks_like_the_name_of_main_is_just_data(value):
+    assert loads(dumps(value)) == value
+
+
+def test_a_module_registered_by_value_is_not_named_in_the_pickle(monkeypatch):
+    module = types.ModuleType("gearmap_test_by_value")
+    exec("class Thing:\n    pass\ndef helper():\n    return Thing\n", vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    by_reference = [dumps(module.Thing()), dumps(module.helper)]
+
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        by_value = [dumps(module.Thing()), dumps(module.helper)]
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+    monkeypatch.delitem(sys.modules, module.__name__)
+    for payload in by_reference:
+        with pytest.raises(SerializationError):
+            loads(payload)
+    for payload in by_value:
+        assert loads(payload) is not None
+
+
+def test_importable_functions_and_classes_go_by_name():
+    for thing in (datetime.date, functools.reduce, len, pytest.fixture):
+        payload = dumps(thing)
+        assert loads(payload) is thing
+        assert len(payload[0]) < 100
+
+
+def test_an_importable_lru_cache_wrapper_goes_by_name(monkeypatch):
+    module = types.ModuleType("gearmap_test_cached")
+    exec("import functools\n@functools.cache\ndef load(x):\n    return [x]\n", vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert loads(dumps([module.load, lambda: 1]))[0] is module.load
+
+
+def test_many_objects_of_importable_classes_take_the_plain_pickler(monkeypatch):
+    monkeypatch.setattr(serializer, "_Pickler", None)  # would fail if it were used
+    dates = [datetime.date(2020, 1, day) for day in range(1, 29)]
+    assert loads(dumps(dates)) == dates
+
+
+def test_an_open_file_is_not_sent_as_a_copy_of_its_content(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("text")
+    with path.open() as file, pytest.raises(SerializationError, match="open it inside the function"):
+        dumps([file])
+
+
+def test_a_standard_stream_goes_by_name(monkeypatch):
+    with io.TextIOWrapper(io.BytesIO()) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert loads(dumps([sys.stderr, lambda: 1]))[0] is stream
+
+
+def test_a_missing_module_is_named_when_loading_fails(monkeypatch):
+    module = types.ModuleType("gearmap_test_gone")
+    exec("def helper():\n    pass\n", vars(module))
+    monkeypatch.setitem(sys.modules, "gearmap_test_gone", module)
+    payload = dumps(module.helper)
+    monkeypatch.delitem(sys.modules, "gearmap_test_gone")
+
+    with pytest.raises(SerializationError, match="No module named 'gearmap_test_gone'") as caught:
+        loads(payload)
+
+    assert missing_module(caught.value) == "gearmap_test_gone"
+    assert missing_module(SerializationError("another reason")) is None
+
+
+@pytest.mark.parametrize("payload", [[], [b""], [b"garbage"], [b"\x80\x05."], [pickle.dumps(1)[:-1]]])
+def test_what_is_no_pickle_gives_a_serialization_error(payload):
+    with pytest.raises(SerializationError, match="cannot unpickle"):
+        loads(payload)
+
+
+def test_running_out_of_memory_while_loading_stays_what_it_is():
+    class Huge:
+        def __reduce__(self):
+            return (_out_of_memory, ())
+
+    with pytest.raises(MemoryError):
+        loads(dumps(Huge()))
+
+
+def _out_of_memory():
+    raise MemoryError("too large")
