@@ -198,12 +198,11 @@ class Client(BoundOptions):
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: RunOptions
     ) -> Future[Any]:
         _check_callable(fn)
-        _check_submit_options(options)
         if self._mode is ServerMode.INLINE:
             self._inline_tasks += 1
             return submit_inline(fn, args, kwargs, self._inline_tasks - 1)
         function = self._pickle_function(fn)
-        call = dumps([(args, kwargs)], name="the arguments")
+        call = dumps((args, kwargs), name="the arguments", snapshot=True)
         place = self._place()
         run = self._call_run(options)
         try:
@@ -216,6 +215,7 @@ class Client(BoundOptions):
         with self._lock:
             run = self._call_runs.get(options)
             if run is None or run.over:
+                _check_submit_options(options)
                 driver = self._ready_driver()
                 run = CallRun(driver, lambda consumer: self._make_run(driver, consumer, options, None, None))
                 self._call_runs[options] = run
@@ -309,6 +309,8 @@ class LocalCluster(Client):
             )
         self._init(ServerMode.INLINE if workers == 0 else ServerMode.LOCAL, ())
         self._processes = LocalProcesses(workers, server)
+        self._last_place: Place | None = None
+        self._last_path: list[str] = []
 
     @property
     def where(self) -> str:
@@ -343,7 +345,11 @@ class LocalCluster(Client):
 
     def _place(self) -> Place:
         cwd = os.getcwd()
-        return Place(cwd, tuple(path or cwd for path in sys.path))
+        place = self._last_place
+        if place is None or place.cwd != cwd or self._last_path != sys.path:
+            self._last_path = list(sys.path)
+            place = self._last_place = Place(cwd, tuple(path or cwd for path in self._last_path))
+        return place
 
 
 def _find_key(key: str | os.PathLike[str] | None, addresses: Sequence[ServerAddress]) -> bytes:

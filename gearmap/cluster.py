@@ -60,7 +60,7 @@ class LocalProcesses:
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self.workers = self.workers or usable_cpus()
         # The node imports while the job server starts; it is told the address when there is one.
-        pending: PendingServer = launch(self.server)
+        pending: PendingServer = launch(self.server, workers_wake_one=True)
         try:
             self._node = self._start_node()
             self._server = pending.wait()

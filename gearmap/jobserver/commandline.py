@@ -41,7 +41,12 @@ GEARMAND_BACKLOG: Final = 1024
 _VERBOSE_LEVELS: Final = ("ERROR", "INFO", "DEBUG")
 
 # `-c` and not `-m`: with -I and -S the package is found nowhere but where it lies.
-_EMBEDDED_MAIN: Final = "import sys; sys.path.append(sys.argv.pop(1)); from gearmap.jobserver.__main__ import main; sys.exit(main())"
+_EMBEDDED_MAIN: Final = """
+import sys
+sys.path.append(sys.argv.pop(1))
+from gearmap.jobserver.__main__ import main
+sys.exit(main())
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,15 @@ from typing import Final
 from gearmap.errors import ProtocolError
 from gearmap.jobserver import protocol as p
 from gearmap.jobserver.admin import answer_line
-from gearmap.jobserver.protocol import Data, error_reply, leading_int, reply, reply_head, split_args, split_data
+from gearmap.jobserver.protocol import (
+    Data,
+    error_reply,
+    leading_int,
+    reply,
+    reply_head,
+    split_args,
+    split_data,
+)
 from gearmap.jobserver.state import HIGH, LOW, NORMAL, Job, JobState, JobTable, Peer, ServerOptions
 
 __all__ = ["Machine"]

@@ -17,6 +17,7 @@ import os
 import re
 import selectors
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 POLL_DELAY: Final = 0.005
 # A free port may be taken between our look and gearmand's; twice in a row is rare already.
 MAX_PORT_ATTEMPTS: Final = 5
+# Who accepts a connection and says nothing for so long is not the server that was started.
+ANSWER_TIMEOUT: Final = 1.0
+STOP_TIMEOUT: Final = 5.0
 
 # gearmand cannot watch a pipe, so a shell does: $1 is the directory to clean up, the rest the command. The end of
 # standard input ends the server, and the end of the server ends the shell. `read` is built in: no process is left over.
@@ -45,7 +49,15 @@ exec 3<&0
 server=$!
 echo "$server"
 exec >&-
-( read -r _ <&3; kill "$server"; sleep 5; kill -9 "$server" ) 2>/dev/null &
+(
+  read -r _ <&3
+  kill "$server"
+  sleep 5 &
+  nap=$!
+  trap 'kill "$nap"; exit' TERM
+  wait "$nap"
+  kill -9 "$server"
+) 2>/dev/null &
 watch=$!
 wait "$server"
 status=$?
@@ -55,13 +67,20 @@ exit "$status"
 """
 
 
+class _PortTaken(ServerUnavailable):
+    """Somebody else has the port."""
+
+
 class _Child:
     """A started process, the pipe it lives by, and its temporary directory."""
 
     def __init__(self, command: list[str], directory: str) -> None:
         self.directory = directory
         self.owner_pid = os.getpid()
-        self.messages: IO[bytes] = tempfile.TemporaryFile()
+        # Not the process that we wait for where a shell stands between.
+        self.server_pid: int | None = None
+        # Open as long as the child is there, so that its last words can be read.
+        self.messages: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             # A session of its own: Ctrl-C in our terminal is not meant for the server.
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
@@ -116,19 +135,20 @@ class _Child:
         self.messages.seek(max(0, size - 2000))
         return self.messages.read().decode(errors="replace").strip()
 
-    def stop(self, timeout: float, server_pid: int | None) -> None:
+    def stop(self, timeout: float) -> None:
         self.close_lifeline()
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self.kill(server_pid)
+            self.kill()
         self.release()
 
-    def kill(self, server_pid: int | None) -> None:
+    def kill(self) -> None:
+        self.close_lifeline()
         # The server first: while its parent, perhaps a shell, is there, its number is not given to another process.
-        if self.process.poll() is None and server_pid is not None:
+        if self.process.poll() is None and self.server_pid is not None:
             try:
-                os.kill(server_pid, 9)
+                os.kill(self.server_pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
         try:
@@ -187,15 +207,15 @@ class ServerProcess:
         """Whether the server runs; always False in a forked process, which does not own it."""
         return self._child.is_alive
 
-    def stop(self, timeout: float = 5.0) -> None:
+    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Ask the server to end, wait, and kill it if it is not gone after `timeout` seconds. May be repeated."""
         if self._child.is_ours:
-            self._child.stop(timeout, self.pid)
+            self._child.stop(timeout)
 
     def kill(self) -> None:
         """Kill the server at once, as a crash would. May be repeated."""
         if self._child.is_ours:
-            self._child.kill(self.pid)
+            self._child.kill()
             self._child.release()
 
     def __enter__(self) -> ServerProcess:
@@ -238,7 +258,7 @@ class PendingServer:
                 self._started = self._wait_once(until)
                 return self._started
             except ServerUnavailable as error:
-                if time.monotonic() >= until or not self._can_start_again(attempt, error):
+                if time.monotonic() >= until or not self._can_start_again(error, attempt):
                     raise
             attempt += 1
             self._child = self._start()
@@ -248,11 +268,12 @@ class PendingServer:
         if self._started is not None:
             self._started.stop()
         elif self._child.is_ours:
-            self._child.close_lifeline()
-            self._child.process.terminate()
-            self._child.stop(5.0, None)
+            self._child.stop(STOP_TIMEOUT)
 
     def _start(self) -> _Child:
+        host, port = self._options.host, self._options.port
+        if self._program is not None and port != 0 and not _is_free(host, port):
+            raise _PortTaken(f"cannot listen on {host}:{port}: the port is taken")
         directory = tempfile.mkdtemp(prefix="gearmap-server-")
         if self._program is None:
             return _Child(embedded_command(self._options), directory)
@@ -261,15 +282,11 @@ class PendingServer:
         command = gearmand_command(self._program, self._options, port=self._port, pid_file=pid_file)
         return _Child(["/bin/sh", "-c", _GUARD, "gearmap-guard", directory, *command], directory)
 
-    def _can_start_again(self, attempt: int, error: ServerUnavailable) -> bool:
+    def _can_start_again(self, error: ServerUnavailable, attempt: int) -> bool:
         if self._program is None:
             return False
-        if (
-            self._options.port == 0
-            and attempt < MAX_PORT_ATTEMPTS
-            and not _is_free(self._options.host, self._port)
-        ):
-            return True
+        if isinstance(error, _PortTaken):
+            return self._options.port == 0 and attempt < MAX_PORT_ATTEMPTS
         if not self._has_fallback:
             return False
         logger.warning("the embedded job server takes the place of gearmand: %s", error)
@@ -278,24 +295,23 @@ class PendingServer:
 
     def _wait_once(self, until: float) -> ServerProcess:
         child = self._child
-        pid: int | None = None
         try:
             line = child.read_line(until)
-            if self._program is None:
-                ready: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
-                host, port, pid = ready.get("host"), ready.get("port", 0), ready.get("pid")
-            else:
-                host, port, pid = self._options.host, self._port, int(line or 0) or None
-            if host is None or pid is None:
+            if not line.endswith(b"\n"):
                 raise ServerUnavailable(self._failure("did not start"))
-            version = self._wait_for_answer(str(host), port, pid, until)
+            if self._program is None:
+                ready: dict[str, Any] = json.loads(line)
+                host, port, pid = str(ready["host"]), int(ready["port"]), int(ready["pid"])
+            else:
+                host, port, pid = self._options.host, self._port, int(line)
+            child.server_pid = pid
+            version = self._wait_for_answer(host, port, pid, until)
         except BaseException:
-            child.close_lifeline()
-            child.kill(pid)
+            child.kill()
             child.release()
             raise
         kind = "embedded" if self._program is None else f"gearmand {version}"
-        return ServerProcess(child, kind=kind, host=str(host), port=port, pid=pid)
+        return ServerProcess(child, kind=kind, host=host, port=port, pid=pid)
 
     def _wait_for_answer(self, host: str, port: int, pid: int, until: float) -> str:
         """Return the version; the process must be ours, not another one that has the port."""
@@ -304,14 +320,20 @@ class PendingServer:
             if timeout <= 0:
                 raise ServerUnavailable(self._failure(f"did not answer on {host}:{port} in time"))
             try:
-                version, answering_pid = _ask(host, port, timeout=min(timeout, 1.0))
-            except (OSError, ValueError):
-                pass
+                version, answering_pid = _ask(host, port, timeout=min(timeout, ANSWER_TIMEOUT))
+            except (TimeoutError, ValueError):
+                is_stranger = True
+            except OSError:
+                is_stranger = False
             else:
                 if answering_pid == pid:
                     return version
+                is_stranger = True
             if self._child.process.poll() is not None:
                 raise ServerUnavailable(self._failure(f"ended before it answered on {host}:{port}"))
+            if is_stranger and self._program is not None:
+                # gearmand does not end when it cannot bind: it waits for the port.
+                raise _PortTaken(f"{host}:{port} is taken by another program")
             time.sleep(POLL_DELAY)
 
     def _failure(self, what: str) -> str:

@@ -40,7 +40,6 @@ SCRATCH_BYTES: Final = 256 * 1024
 WRITE_BYTES: Final = 256 * 1024
 # Packets handled between two looks at the outboxes. Larger: fewer sends; smaller: limits are kept more closely.
 PACKETS_PER_FLUSH: Final = 256
-SWEEP_DELAY: Final = 5.0
 # How long a connection that is being closed may take to fetch its last answers.
 CLOSE_TIMEOUT: Final = 5.0
 # Seconds, probes: a vanished host is noticed after about two minutes.
@@ -63,6 +62,8 @@ class Limits:
         Answers to its own requests after which a connection is not read until it has fetched them.
     header_timeout, body_timeout
         Seconds without a byte after which a half packet closes its connection; the second is for large bodies.
+    sweep_delay
+        Seconds between two looks for half packets.
     """
 
     max_body_bytes: int = MAX_BODY_BYTES
@@ -71,6 +72,7 @@ class Limits:
     own_water_bytes: int = 64 << 20
     header_timeout: float = 30.0
     body_timeout: float = 300.0
+    sweep_delay: float = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -408,7 +410,7 @@ def _watch(loop: asyncio.AbstractEventLoop, lifeline: int, stop: Callable[[], No
 async def _sweep(server: _Server) -> None:
     """Close connections that stopped in the middle of a packet."""
     while True:
-        await asyncio.sleep(SWEEP_DELAY)
+        await asyncio.sleep(server.limits.sweep_delay)
         now = time.monotonic()
         for connection in [c for c in server.connections if c.is_stuck(now)]:
             logger.warning("closing a connection that stopped in the middle of a packet")

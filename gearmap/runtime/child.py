@@ -182,9 +182,11 @@ class _Runner:
             committer.cannot_load(error)
             return
         position = 0
-        for block, payload in zip(header.blocks, payloads[1:], strict=True):
-            position = self._run_block(fn, block, payload, position, committer)
-        committer.finish(position)
+        rest = iter(payloads[1:])
+        for block in header.blocks:
+            taken = list(islice(rest, block.size if block.kind == "calls" else 1))
+            position = self._run_block(fn, block, taken, position, committer)
+        committer.finish()
 
     def _move_to(self, job: Job, header: JobHeader) -> None:
         """Take on the environment of the worker, and the folder and path of the run."""
@@ -214,14 +216,12 @@ class _Runner:
         return fn
 
     def _run_block(
-        self, fn: Callable[..., Any], block: BlockHeader, payload: Any, position: int, committer: _Committer
+        self, fn: Callable[..., Any], block: BlockHeader, payloads: list[Any], position: int, committer: _Committer
     ) -> int:
         """Run the block's tasks; return the position after them."""
-        from gearmap.wire import serializer
-
         stop = position + sum(high - low for low, high in block.run)
         try:
-            calls, call = _calls(fn, block, serializer.loads(payload))
+            calls, call = _calls(fn, block, payloads)
         except BaseException as error:
             for failed in range(position, stop):
                 committer.failed(failed, error)
@@ -231,15 +231,24 @@ class _Runner:
         return stop
 
 
-def _calls(fn: Callable[..., Any], block: BlockHeader, value: Any) -> tuple[Iterator[Any], Callable[[Any], Any]]:
+def _calls(
+    fn: Callable[..., Any], block: BlockHeader, payloads: list[Any]
+) -> tuple[Iterator[Any], Callable[[Any], Any]]:
     """Return the block's selected argument sets, and what to call with each."""
+    from gearmap.wire.serializer import loads
+
+    if block.kind == "calls":
+
+        def call(payload: Any) -> Any:
+            args, kwargs = loads(payload)  # here, so that arguments that do not unpickle fail their own task only
+            return fn(*args, **kwargs)
+
+        return _selected(iter(payloads), block), call
+    value = loads(payloads[0])
     if block.kind == "columns" and len(value) == 1:
         return _selected(iter(value[0]), block), fn
-    if block.kind == "columns":
-        return _selected(zip(*value, strict=True), block), lambda row: fn(*row)
-    if block.kind == "rows":
-        return _selected(iter(value), block), lambda row: fn(*row)
-    return _selected(iter(value), block), lambda item: fn(*item[0], **item[1])
+    rows = zip(*value, strict=True) if block.kind == "columns" else iter(value)
+    return _selected(rows, block), lambda row: fn(*row)
 
 
 def _selected(values: Iterator[Any], block: BlockHeader) -> Iterator[Any]:
@@ -351,7 +360,7 @@ class _Committer:
         detail = f"{failure.type_name}: {failure.message}"
         self._send(final=True, not_run=NotRun(reason=NotRunReason.CANNOT_LOAD, detail=detail))
 
-    def finish(self, position: int) -> None:
+    def finish(self) -> None:
         """Write what is left; final."""
         self._send(final=True)
 

@@ -38,6 +38,7 @@ class ControlDesk:
         drain: Callable[[float], None],
     ) -> None:
         self.links = links
+        self.deadline = float("inf")
         self._secret = secret
         self._describe = describe
         self._stop = stop

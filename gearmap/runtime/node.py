@@ -117,7 +117,7 @@ class _Work:
     node_sequence: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Worker:
     """One Gearman worker of the node."""
 
@@ -126,6 +126,7 @@ class _Worker:
     links: WorkerLinks
     work: _Work | None = None
     done: int = 0
+    deadline: float = float("inf")
 
 
 class Node:
@@ -147,6 +148,8 @@ class Node:
         self._context = child_context()
         self._children: dict[int, Child] = {}
         self._workers: list[_Worker] = []
+        self._owners: dict[Any, _Worker | Child | ControlDesk] = {}
+        self._touched: set[_Worker | Child | ControlDesk] = set()
         self._session_keys: OrderedDict[bytes, bytes] = OrderedDict()
         self._control: ControlDesk | None = None
         self._exit: ne.Exit | None = None
@@ -189,66 +192,78 @@ class Node:
             names = settings.functions[turn:] + settings.functions[:turn]
             name = f"{settings.name}/{index}"
             links = WorkerLinks(settings.servers, names, f"gearmap:{settings.node_id}:{index}", jitter=random.random)
-            self._workers.append(_Worker(index, name, links))
-            self._open(links, now)
-        control = WorkerLinks(
+            worker = _Worker(index, name, links)
+            self._workers.append(worker)
+            self._open(links, worker, now)
+        links = WorkerLinks(
             settings.servers,
             (control_name(settings.node_id, settings.key_id),),
             f"gearmap:{settings.node_id}:control",
             jitter=random.random,
         )
-        self._control = ControlDesk(control, settings.secret, self._describe, self._stop_execution, self.drain)
-        self._open(control, now)
+        self._control = ControlDesk(links, settings.secret, self._describe, self._stop_execution, self.drain)
+        self._open(links, self._control, now)
 
-    def _open(self, links: WorkerLinks, now: float) -> None:
+    def _open(self, links: WorkerLinks, owner: _Worker | ControlDesk, now: float) -> None:
         links.start(now)
         for link in links.links:
+            self._owners[link] = owner
             self._poller.add(link)
+        self._touched.add(owner)
 
     def _step(self) -> None:
-        self._poller.dispatch(self._timeout())
+        """One round. Only who was touched is looked at: a round must not cost more the more workers there are."""
+        for pollable in self._poller.dispatch(self._timeout()):
+            owner = self._owners.get(pollable)
+            if owner is not None:
+                self._touched.add(owner)
         now = time.monotonic()
         if self._drain_grace is not None:
             grace, self._drain_grace = self._drain_grace, None
             self._do(ne.Drain(grace))
-        for child in list(self._children.values()):
-            self._hear_child(child)
-        for worker in self._workers:
-            self._serve(worker.links, now)
-            for event in worker.links.take_events():
-                self._on_server_event(worker, event)
-        if self._control is not None:
-            self._serve(self._control.links, now)
-            self._control.work()
+        for desk in (*self._workers, self._control):
+            if desk is not None and now >= desk.deadline:
+                desk.links.tick(now)
+                self._touched.add(desk)
+        while self._touched:
+            # Hearing one may touch another: an outcome of a child is sent by its worker.
+            heard, self._touched = self._touched, set()
+            for owner in heard:
+                self._hear(owner)
         if self._engine.deadline is not None and now >= self._engine.deadline:
             self._do(ne.Tick())
-        self._flush(now)
+            for owner in self._touched:
+                self._settle(owner)
+
+    def _hear(self, owner: _Worker | Child | ControlDesk) -> None:
+        """Take in what one connection or child has to say."""
+        if isinstance(owner, Child):
+            self._hear_child(owner)
+        elif isinstance(owner, _Worker):
+            for event in owner.links.take_events():
+                self._on_server_event(owner, event)
+            self._settle(owner)
+        else:
+            owner.work()
+            self._settle(owner)
+
+    def _settle(self, owner: _Worker | Child | ControlDesk) -> None:
+        """After something was sent: what is still to be written, and when the connection wants to be woken."""
+        if isinstance(owner, Child):
+            self._poller.update(owner)
+            return
+        for link in owner.links.links:
+            self._poller.update(link)
+        due = owner.links.deadline
+        owner.deadline = float("inf") if due is None else due
 
     def _timeout(self) -> float | None:
-        links = [worker.links for worker in self._workers]
+        due = min(worker.deadline for worker in self._workers)
         if self._control is not None:
-            links.append(self._control.links)
-        due = [d for d in (self._engine.deadline, *(link.deadline for link in links)) if d is not None]
-        if not due:
-            return None
-        return max(0.0, min(due) - time.monotonic())
-
-    def _serve(self, links: WorkerLinks, now: float) -> None:
-        if links.deadline is not None and now >= links.deadline:
-            links.tick(now)
-
-    def _flush(self, now: float) -> None:
-        """Send what this step has queued, so that no answer waits for another round."""
-        for worker in self._workers:
-            self._flush_links(worker.links)
-        if self._control is not None:
-            self._flush_links(self._control.links)
-
-    def _flush_links(self, links: WorkerLinks) -> None:
-        for link in links.links:
-            if link.wants_write:
-                link.flush()
-            self._poller.update(link)
+            due = min(due, self._control.deadline)
+        if self._engine.deadline is not None:
+            due = min(due, self._engine.deadline)
+        return None if due == float("inf") else max(0.0, due - time.monotonic())
 
     # ---------------------------------------------------------------------------------------------------------- events
 
@@ -329,7 +344,7 @@ class Node:
             self._carry_out(instruction)
 
     def _carry_out(self, instruction: ne.Instruction) -> None:
-        match instruction:
+        match instruction:  # the commonest first
             case ne.StartChild(number):
                 self._start_child(number)
             case ne.KillChild(number):
@@ -349,6 +364,7 @@ class Node:
                 worker = self._workers[index]
                 if worker.work is not None:
                     worker.links.ask_clients(worker.work.job)
+                    self._touched.add(worker)
             case ne.Pause():
                 for worker in self._workers:
                     worker.links.pause()
@@ -359,13 +375,15 @@ class Node:
         child = Child(number, self._context, self.settings.children)
         child.start()
         self._children[number] = child
-        self._poller.add(child)
-        self._poller.add(child.sentinel)
+        for pollable in (child, child.sentinel):
+            self._owners[pollable] = child
+            self._poller.add(pollable)
 
     def _forget_child(self, child: Child) -> None:
         self._children.pop(child.number, None)
-        self._poller.remove(child)
-        self._poller.remove(child.sentinel)
+        for pollable in (child, child.sentinel):
+            self._owners.pop(pollable, None)
+            self._poller.remove(pollable)
 
     def _run_job(self, worker: _Worker, child: Child) -> None:
         work = worker.work
@@ -389,12 +407,14 @@ class Node:
         if work is not None and work.committed:
             committed, work.committed = work.committed, []
             worker.links.send_data(work.job, Parts(committed))
+            self._touched.add(worker)
 
     def _finish(self, worker: _Worker) -> None:
         work = worker.work
         assert work is not None
         worker.work = None
         worker.links.complete(work.job, Parts(work.committed))
+        self._touched.add(worker)
         self._tell(worker, work, "done")
 
     def _answer_not_run(self, answer: ne.AnswerNotRun) -> None:
@@ -410,6 +430,7 @@ class Node:
         not_run = NotRun(reason=reason, detail=detail)
         outcome = Outcome(not_run=not_run, final=True, worker=worker.name, beat=answer.charged)
         worker.links.complete(work.job, Parts([*work.committed, self._sealed(work, outcome)]))
+        self._touched.add(worker)
         self._tell(worker, work, f"not run ({answer.reason.value}{': ' if answer.detail else ''}{answer.detail})")
 
     def _send_beat(self, worker: _Worker) -> None:
@@ -421,6 +442,7 @@ class Node:
         worker.links.send_data(work.job, self._sealed(work, outcome))
         size = sum(high - low for block in work.header.blocks for low, high in block.run)
         worker.links.send_status(work.job, position or 0, size)
+        self._touched.add(worker)
 
     def _sealed(self, work: _Work, outcome: Outcome) -> bytes:
         """Seal what the node itself says about an execution, under the key that only the node writes with."""

@@ -412,12 +412,18 @@ class Run:
         assert isinstance(digest, bytes)
         body: list[Any] = [self._functions[digest]]
         blocks: list[BlockHeader] = []
+        calls = 0
         place = Place()
         for span in instruction.spans:
             stored = self._blocks[span.block.id]
             body.append(stored.payload)
-            blocks.append(BlockHeader(kind=stored.kind, size=span.block.size, run=((span.start, span.stop),)))
             place = stored.place
+            if stored.kind is BlockKind.CALLS:
+                calls += 1  # single calls of one chunk are one block to the child
+            else:
+                blocks.append(BlockHeader(kind=stored.kind, size=span.block.size, run=((span.start, span.stop),)))
+        if calls:
+            blocks.append(BlockHeader(kind=BlockKind.CALLS, size=calls, run=((0, calls),)))
         header = JobHeader(
             run=self.settings.run_id,
             function_digest=digest.hex(),

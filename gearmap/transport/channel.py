@@ -60,6 +60,8 @@ class Greeting(GearmanCommandHandler):  # type: ignore[misc]  # gearman3 has no 
     def greet(self, *commands: tuple[int, dict[str, Any]]) -> None:
         """Send the greeting; to be called by `initial_state`. `commands` are answered before the session is ready."""
         connection: Connection = self.connection_manager.handler_to_connection_map[self]
+        self.channel.handler = self
+        self._connection = connection
         self._reader = connection.reader
         self._callbacks = {
             number: getattr(self, name) for number, name in CALLBACK_NAMES.items() if hasattr(self, name)
@@ -70,6 +72,10 @@ class Greeting(GearmanCommandHandler):  # type: ignore[misc]  # gearman3 has no 
         for command, arguments in commands:
             self.send_command(command, **arguments)
         self.send_command(GEARMAN_COMMAND_ECHO_REQ, data=_ECHO)
+
+    def send_command(self, cmd_type: int, **cmd_args: Any) -> None:
+        """Queue a command, without the way through the manager's maps."""
+        self._connection.send_command(cmd_type, cmd_args)
 
     def fetch_commands(self) -> None:
         """Run the callback of every command that has arrived."""
@@ -124,7 +130,11 @@ class Channel:
         See ChannelState.
     server_version
         What the server says it is, once ready.
+    handler
+        The command handler of the present connection.
     """
+
+    handler: Any
 
     def __init__(
         self, manager: GearmanConnectionManager, connection: Connection, connect_timeout: float
@@ -136,6 +146,7 @@ class Channel:
         self._connection = connection
         self._connect_timeout = connect_timeout
         self._connect_deadline: float | None = None
+        self._had_rest = False
         self._report_change: Callable[[Channel], object] = _nobody_watches
 
     # -------------------------------------------------------------------------- for the layers below and above
@@ -178,7 +189,11 @@ class Channel:
         self._report_change(self)
         self.state = ChannelState.CONNECTING
         self._connect_deadline = now + self._connect_timeout
-        self._attempt(self._begin)
+        self._connection.close()
+        try:
+            self._manager.establish_connection(self._connection)
+        except (TransportError, GearmanError, OSError) as error:
+            self._down(translate(error, self.address))
 
     def tick(self, now: float) -> None:
         """Let the connect deadline fire."""
@@ -191,48 +206,53 @@ class Channel:
     def on_readable(self) -> None:
         """Receive what has come and handle it."""
         if self._connection.connected:
-            self._attempt(self._receive)
-        elif self.state is ChannelState.CONNECTING:
-            self._attempt(self._go_on)
+            try:
+                self._receive()
+            except (TransportError, GearmanError, OSError) as error:
+                self._down(translate(error, self.address))
+        else:
+            self._go_on()
 
     def on_writable(self) -> None:
         """Send what is queued, or go on connecting."""
         if self._connection.connected:
             self.flush()
-        elif self.state is ChannelState.CONNECTING:
-            self._attempt(self._go_on)
+        else:
+            self._go_on()
 
     def flush(self) -> None:
         """Send what is queued as far as the socket takes it now."""
         connection = self._connection
-        if connection.connected and connection.outgoing:
-            self._attempt(self._send)
-            if connection.outgoing:
-                self._report_change(self)
+        if not (connection.connected and connection.outgoing):
+            return
+        try:
+            self._send()
+        except (TransportError, GearmanError, OSError) as error:
+            self._down(translate(error, self.address))
+        has_rest = bool(connection.outgoing)
+        if has_rest or self._had_rest:
+            self._report_change(self)
+        self._had_rest = has_rest
 
     # --------------------------------------------------------------------------------------------- inside
 
-    def _attempt(self, step: Any) -> None:
+    def _go_on(self) -> None:
+        """Take the next step of connecting."""
+        if self.state is not ChannelState.CONNECTING:
+            return
         try:
-            step()
+            self._connection.finish_connect()
         except (TransportError, GearmanError, OSError) as error:
             self._down(translate(error, self.address))
-
-    def _begin(self) -> None:
-        self._connection.close()
-        self._manager.establish_connection(self._connection)
-
-    def _go_on(self) -> None:
-        self._connection.finish_connect()
-        if self._connection.connected:
-            self._connection.send_data_to_socket()
+        self._report_change(self)
+        self.flush()
 
     def _receive(self) -> None:
         budget = READ_BUDGET_BYTES
         connection = self._connection
         while budget > 0 and connection.connected:
-            budget -= connection.read_data_from_socket() or budget
-            self._manager.connection_to_handler_map[connection].fetch_commands()
+            budget -= connection.read_data_from_socket()
+            self.handler.fetch_commands()
             if not connection.may_have_more:
                 break
 
@@ -249,7 +269,7 @@ class Channel:
         connection.outgoing.clear()
         try:
             while connection.read_data_from_socket():
-                self._manager.connection_to_handler_map[connection].fetch_commands()
+                self.handler.fetch_commands()
         except TransportError:
             pass
         raise error

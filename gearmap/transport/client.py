@@ -73,6 +73,8 @@ class ServerSession(Channel):
         CONNECTING, READY or CLOSED. A closed session is finished: make a new one.
     """
 
+    handler: _ClientHandler
+
     def __init__(self, address: Address, *, connect_timeout: float = 2.0, tls: Any = None) -> None:
         client = _Client([address])
         connection: Connection = client.connection_list[0]
@@ -116,19 +118,19 @@ class ServerSession(Channel):
     def request_status(self) -> None:
         """Ask for the server's queue lengths; answered by `StatusListing`."""
         self._check_ready()
-        self._handler.ask_status()
+        self.handler.ask_status()
         self.flush()
 
     def query_unique(self, unique: str) -> None:
         """Ask how many clients wait for a unique; answered by `UniqueStatus`."""
         self._check_ready()
-        self._handler.send_command(GET_STATUS_UNIQUE, unique=unique)
+        self.handler.send_command(GET_STATUS_UNIQUE, unique=unique)
         self.flush()
 
     def cancel(self, handle: str) -> None:
         """Drop a queued job. Its clients get `WorkFailed`; a worker that runs it is not told."""
         self._check_ready()
-        self._handler.ask_text(f"cancel job {handle}", lambda line: True)
+        self.handler.ask_text(f"cancel job {handle}", lambda line: True)
         self.flush()
 
     def take_events(self) -> list[ClientEvent]:
@@ -142,11 +144,6 @@ class ServerSession(Channel):
         self._shut()
 
     # ---------------------------------------------------------------------------------------------- inside
-
-    @property
-    def _handler(self) -> _ClientHandler:
-        handler: _ClientHandler = self._client.connection_to_handler_map[self._connection]
-        return handler
 
     def _check_open(self) -> None:
         if self.state is ChannelState.CLOSED:
@@ -176,7 +173,9 @@ class ServerSession(Channel):
 
 
 def _check(request: JobRequest) -> None:
-    if len(request.unique.encode("utf-8", "surrogateescape")) > MAX_UNIQUE_BYTES:
+    unique = request.unique
+    n_bytes = len(unique) if unique.isascii() else len(unique.encode("utf-8", "surrogateescape"))
+    if n_bytes > MAX_UNIQUE_BYTES:
         raise ConfigurationError(f"a unique has at most {MAX_UNIQUE_BYTES} bytes, got {request.unique!r}")
     if "\0" in request.unique or "\0" in request.function:
         raise ConfigurationError(f"a name must not contain NUL: {request.function!r}, {request.unique!r}")

@@ -21,7 +21,7 @@ from typing import Any
 
 from gearman.connection import GearmanConnection
 
-from gearmap.errors import ConnectionLost, ProtocolError, ServerUnavailable, TransportError
+from gearmap.errors import ConnectionLost, ServerUnavailable, TransportError
 from gearmap.transport.events import Address, show_address
 from gearmap.transport.outgoing import SendQueue
 from gearmap.transport.protocol import TEXT_COMMAND, PacketReader, frame_head
@@ -235,28 +235,20 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
             count, self.may_have_more = self.reader.fill(current.recv_into)
         except _WOULD_BLOCK:
             return 0
+        except TransportError:  # is an OSError too: what came does not parse
+            self.connected = False
+            raise
         except OSError as error:
             raise self.failure(f"broke: {error.strerror or error}") from error
         if count == 0:
-            raise self._end_of_stream()
+            is_torn = self.reader.is_mid_packet
+            raise self.failure(
+                "was closed in the middle of a packet" if is_torn else "was closed by the server"
+            )
         if self.tls is not None:
             assert isinstance(current, ssl.SSLSocket)
             self.may_have_more = current.pending() > 0
         return count
-
-    def _end_of_stream(self) -> TransportError:
-        self.connected = False
-        leftover = self.reader.leftover()
-        if leftover[:1].strip(b"\0"):
-            return ProtocolError(
-                f"{show_address(self.address)} does not speak the Gearman protocol (it sent {leftover!r})"
-            )
-        how = (
-            "was closed in the middle of a packet"
-            if self.reader.is_mid_packet
-            else "was closed by the server"
-        )
-        return self.failure(how)
 
     def read_commands_from_buffer(self) -> int:
         """Parsing is done while receiving; returns how many commands wait."""

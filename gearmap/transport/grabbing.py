@@ -64,6 +64,11 @@ class GrabPolicy:
         self._servers = [_Server.DOWN] * n_servers
         self._last_asked = n_servers - 1
 
+    @property
+    def is_asleep(self) -> bool:
+        """Whether every server that is up has said that it has no work."""
+        return self.phase is Phase.IDLE and not self.is_paused and _Server.ASLEEP in self._servers
+
     def came_up(self, server: int) -> Orders:
         self._servers[server] = _Server.AWAKE
         return self._ask_next()

@@ -21,6 +21,8 @@ __all__ = ["SendQueue"]
 LOW_WATER_BYTES = 1024 * 1024
 # From here on joining costs more than a further buffer in the send.
 _JOIN_BYTES = 32 * 1024
+# So many small commands are joined without looking at their sizes.
+_MAX_JOINED = 32
 # sendmsg takes at most IOV_MAX (1024 on Linux) buffers; so many are never needed.
 _MAX_BUFFERS = 64
 
@@ -31,6 +33,8 @@ class SendQueue:
     def __init__(self) -> None:
         # Not yet turned into buffers: packed commands, and bodies with what they still owe.
         self._waiting: deque[bytes | memoryview | _Source] = deque()
+        # How many of these are not small commands.
+        self._n_large = 0
         self._ready: deque[bytes | memoryview] = deque()
         self._ready_bytes = 0
 
@@ -43,6 +47,7 @@ class SendQueue:
             self._waiting.append(head + body)
             return
         self._waiting.append(head)
+        self._n_large += 1
         if isinstance(body, (bytes, bytearray, memoryview)):
             self._waiting.append(memoryview(body).cast("B"))
         else:
@@ -57,7 +62,11 @@ class SendQueue:
             If a lazy body fails, or is shorter or longer than it said. The connection cannot go on then.
         """
         if self._waiting and self._ready_bytes < LOW_WATER_BYTES:
-            self._refill()
+            if self._n_large or len(self._waiting) > _MAX_JOINED:
+                self._refill()
+            else:
+                self._append(b"".join(self._waiting))  # type: ignore[arg-type]  # none is large, so all are bytes
+                self._waiting.clear()
         if len(self._ready) <= _MAX_BUFFERS:
             return list(self._ready)
         return list(islice(self._ready, _MAX_BUFFERS))
@@ -77,6 +86,7 @@ class SendQueue:
     def clear(self) -> None:
         """Drop everything; bodies are not asked any more."""
         self._waiting.clear()
+        self._n_large = 0
         self._ready.clear()
         self._ready_bytes = 0
 
@@ -90,10 +100,12 @@ class SendQueue:
                 chunk = piece.next_chunk()
                 if chunk is None:
                     waiting.popleft()
+                    self._n_large -= 1
                     continue
                 piece = chunk
             else:
                 waiting.popleft()
+                self._n_large -= isinstance(piece, memoryview)
             if len(piece) < _JOIN_BYTES:
                 smalls.append(piece)
                 small_bytes += len(piece)

@@ -36,12 +36,14 @@ class Pollable(Protocol):
 
 
 class _Entry:
-    __slots__ = ("epoch", "events", "fd")
+    __slots__ = ("epoch", "events", "fd", "reports")
 
     def __init__(self) -> None:
         self.fd = -1
         self.events = 0
         self.epoch = 0
+        # Whether the pollable itself says when it has changed.
+        self.reports = False
 
 
 class Poller:
@@ -65,9 +67,10 @@ class Poller:
     def add(self, pollable: Pollable) -> None:
         """Begin to watch; adding twice is an update."""
         if pollable not in self._entries:
-            self._entries[pollable] = _Entry()
+            self._entries[pollable] = entry = _Entry()
             watched_by = getattr(pollable, "watched_by", None)
             if watched_by is not None:
+                entry.reports = True
                 watched_by(self._changed.add)
         self.update(pollable)
 
@@ -103,21 +106,25 @@ class Poller:
             for key, events in self._selector.select(timeout)
         ]
 
-    def dispatch(self, timeout: float | None) -> int:
-        """Wait like `poll`, run the callbacks of who is ready, and return how many were."""
-        self._update_changed()
+    def dispatch(self, timeout: float | None) -> list[Pollable]:
+        """Wait like `poll`, run the callbacks of who is ready, and return who was."""
+        if self._changed:
+            self._update_changed()
         ready = self._selector.select(timeout)
         entries = self._entries
         for key, events in ready:
-            pollable = key.data
+            pollable, fd = key.data, key.fd
             # A callback may have removed a later pollable of the same round, or replaced its socket.
-            if events & _READ and self._is_current(pollable, key.fd):
+            entry = entries.get(pollable)
+            if entry is None or entry.fd != fd:
+                continue
+            if events & _READ:
                 pollable.on_readable()
-            if events & _WRITE and self._is_current(pollable, key.fd):
+            if events & _WRITE and entries.get(pollable) is entry and entry.fd == fd:
                 pollable.on_writable()
-            if pollable in entries:
+            if not entry.reports:
                 self.update(pollable)
-        return len(ready)
+        return [key.data for key, _ in ready]
 
     def close(self) -> None:
         """Let go of the selector; the pollables stay open."""
@@ -128,10 +135,6 @@ class Poller:
     def _update_changed(self) -> None:
         while self._changed:
             self.update(self._changed.pop())
-
-    def _is_current(self, pollable: Pollable, fd: int) -> bool:
-        entry = self._entries.get(pollable)
-        return entry is not None and entry.fd == fd
 
     def _take_over(self, fd: int, events: int, pollable: Pollable) -> None:
         """Register `fd`, even if a closed pollable that was never removed still stands under this number."""

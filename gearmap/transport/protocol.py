@@ -64,6 +64,11 @@ _HEADER = struct.Struct("!4sII")
 _HEADER_BYTES = _HEADER.size
 _MAGIC_REQ = b"\0REQ"
 _MAGIC_RES = b"\0RES"
+_BARE_PACKETS = {
+    number: _HEADER.pack(_MAGIC_REQ, number, 0) for number, params in PARAMS.items() if not params
+}
+_WITH_DATA = frozenset(number for number, params in PARAMS.items() if params and params[-1] == "data")
+_SHORT_PARAMS = {number: params[:-1] if number in _WITH_DATA else params for number, params in PARAMS.items()}
 
 MAX_PACKET_BYTES = 2**32 - 1
 # One reusable buffer per connection. Larger: more replies per system call under load, more memory per connection.
@@ -88,22 +93,22 @@ def frame_head(command: int, arguments: Mapping[str, Any], data_bytes: int) -> b
     ConfigurationError
         If the packet would be larger than the 4 GiB of the format, or an argument contains NUL.
     """
-    params = PARAMS[command]
-    has_data = bool(params) and params[-1] == "data"
-    shorts = [_as_bytes(arguments[name]) for name in (params[:-1] if has_data else params)]
-    if any(b"\0" in short for short in shorts):
-        raise ConfigurationError(f"a Gearman argument must not contain NUL: {shorts!r}")
-    if has_data:
+    bare = _BARE_PACKETS.get(command)
+    if bare is not None:
+        return bare
+    shorts = [
+        value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+        for value in [arguments[name] for name in _SHORT_PARAMS[command]]
+    ]
+    if command in _WITH_DATA:
         shorts.append(b"")
     body = b"\0".join(shorts)
+    if body.count(b"\0") >= len(shorts):
+        raise ConfigurationError(f"a Gearman argument must not contain NUL: {shorts!r}")
     size = len(body) + data_bytes
     if size > MAX_PACKET_BYTES - _HEADER_BYTES:
         raise ConfigurationError(f"a packet of {size} bytes is larger than Gearman's limit of 4 GiB")
     return _HEADER.pack(_MAGIC_REQ, command, size) + body
-
-
-def _as_bytes(value: str | bytes) -> bytes:
-    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)
 
 
 class PacketReader:
@@ -159,9 +164,12 @@ class PacketReader:
         """
         if self._large is not None:
             return self._fill_large(receive)
-        with self._view[self._end :] as space:
-            room = len(space)
-            count = receive(space)
+        if self._end:
+            with self._view[self._end :] as space:
+                count = receive(space)
+        else:
+            count = receive(self._view)
+        room = READ_BUFFER_BYTES - self._end
         self._end += count
         if count:
             self._parse()
@@ -179,10 +187,6 @@ class PacketReader:
 
             count, _ = self.fill(copy)
             rest = rest[count:]
-
-    def leftover(self) -> bytes:
-        """The first unparsed bytes, for messages."""
-        return bytes(self._view[self._start : min(self._end, self._start + _SAMPLE_BYTES)])
 
     def _fill_large(self, receive: Callable[[memoryview], int]) -> tuple[int, bool]:
         if self._filled == len(self._data):
@@ -230,8 +234,11 @@ class PacketReader:
             if stop < 0:
                 break
             start = stop
-        self._start = start
-        self._compact()
+        if start == end:
+            self._start = self._end = 0
+        else:
+            self._start = start
+            self._compact()
 
     def _split(self, command: int, count: int, payload: bytes) -> tuple[Payload, ...]:
         if count == 1:
@@ -300,9 +307,8 @@ class PacketReader:
         )
 
     def _compact(self) -> None:
-        if self._start == self._end:
-            self._start = self._end = 0
-        elif READ_BUFFER_BYTES - self._end < LARGE_BYTES + _HEADER_BYTES and self._start:
+        """Make room for a whole small packet behind what is not parsed yet."""
+        if READ_BUFFER_BYTES - self._end < LARGE_BYTES + _HEADER_BYTES and self._start:
             rest = self._end - self._start
             self._view[:rest] = self._view[self._start : self._end]
             self._start, self._end = 0, rest

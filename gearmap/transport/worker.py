@@ -134,7 +134,7 @@ class WorkerLinks:
         if self._phase_limit is None or now < self._phase_since + self._phase_limit:
             return
         self._phase_since = now
-        if self._policy.phase is Phase.IDLE:
+        if self._policy.is_asleep:
             self._obey(self._policy.forget_emptiness())
         elif self._policy.current is not None:
             self.links[self._policy.current].give_up(f"has not answered for {ANSWER_TIMEOUT:g} s")
@@ -151,7 +151,7 @@ class WorkerLinks:
     @property
     def _phase_limit(self) -> float | None:
         """How long the present phase may last."""
-        if self._policy.phase is Phase.IDLE and not self._policy.is_paused:
+        if self._policy.is_asleep:
             return IDLE_GRAB
         if self._policy.phase is Phase.ASKING and len(self.links) > 1:
             return ANSWER_TIMEOUT
@@ -312,6 +312,8 @@ class WorkerLinks:
 class ServerLink(Channel):
     """A worker's connection to one job server, which comes back by itself."""
 
+    handler: _WorkerHandler
+
     def __init__(
         self,
         owner: WorkerLinks,
@@ -331,11 +333,6 @@ class ServerLink(Channel):
         self._is_stopped = False
         self._now = 0.0
         connection.link = self
-
-    @property
-    def handler(self) -> _WorkerHandler:
-        handler: _WorkerHandler = self._manager.connection_to_handler_map[self._connection]
-        return handler
 
     @property
     def deadline(self) -> float | None:

@@ -63,8 +63,11 @@ def explain(value: Any, name: str, *, why_not: Probe) -> str:
         return f"cannot pickle {name}, though each try afterwards succeeded; is another thread changing it?"
     if _is_recursion(error):
         return f"cannot pickle {name}: it is nested too deeply; flatten it, or raise sys.setrecursionlimit"
-    steps, culprit = _find(value, budget, [value]) or ([], value)
-    return f"cannot pickle {name}: {_place(steps)} {_verdict(culprit, budget.why_not(culprit) or error)}"
+    try:
+        steps, culprit = _find(value, budget, [value]) or ([], value)
+        return f"cannot pickle {name}: {_place(steps)} {_verdict(culprit, budget.why_not(culprit) or error)}"
+    except Exception:  # an object that raises whatever it is asked
+        return f"cannot pickle {name}: {_one_line(error)}"
 
 
 def _find(value: Any, budget: _Budget, path: list[Any]) -> tuple[list[_Step], Any] | None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from gearmap.errors import RemoteError, RemoteTraceback, SerializationError
+from gearmap.errors import RemoteError, RemoteTraceback
 from gearmap.wire.framing import Payload
 from gearmap.wire.serializer import loads, try_dumps
 
@@ -35,6 +37,9 @@ _NEVER_RAISED = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, St
 _NEVER_RAISED_NAMES = frozenset(
     {"asyncio.exceptions.CancelledError", "concurrent.futures._base.CancelledError"}
 )
+
+_PICKLING_HOOKS = ("__reduce__", "__reduce_ex__", "__setstate__")
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made at run time, by a class statement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,17 +83,12 @@ def describe_exception(error: BaseException, position: int) -> TaskFailure:
         text = _traceback_text(error)
     except _USER_CODE_ERRORS:  # an exception that cannot even be formatted
         text = f"{type_name}: {message}\n(its traceback cannot be shown)\n"
-    payload: Payload | None
-    try:
-        payload = try_dumps(error)
-    except _USER_CODE_ERRORS:
-        payload = None
     return TaskFailure(
         position=position,
         type_name=type_name,
         message=_shortened(message, MAX_MESSAGE_CHARS),
         traceback=_shortened(text, MAX_TRACEBACK_CHARS),
-        exception=payload,
+        exception=_pickled(error),
     )
 
 
@@ -120,13 +120,46 @@ def rebuild_exception(failure: TaskFailure, *, notes: Sequence[str] = ()) -> Bas
     return error
 
 
+class _Constructed(NamedTuple):
+    """An exception whose class has a constructor of its own, taken apart.
+
+    Pickle would call that constructor with `args`, which are seldom its arguments: most classes pass a text to
+    `super().__init__`. So it is left out, as pickle does for all other objects.
+    """
+
+    cls: type[BaseException]
+    args: tuple[Any, ...]
+    attributes: dict[str, Any]
+
+    def rebuild(self) -> BaseException:
+        builtin: Any = next(base for base in self.cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
+        error: BaseException = builtin.__new__(self.cls, *self.args)
+        builtin.__init__(error, *self.args)
+        vars(error).update(self.attributes)
+        return error
+
+
+def _pickled(error: BaseException) -> Payload | None:
+    """The payload of an exception, or None if it does not pickle."""
+    cls = type(error)
+    is_constructed = (
+        isinstance(cls.__init__, types.FunctionType) or isinstance(cls.__new__, types.FunctionType)
+    ) and all(getattr(cls, hook) is getattr(BaseException, hook) for hook in _PICKLING_HOOKS)
+    try:
+        return try_dumps(_Constructed(cls, error.args, dict(vars(error))) if is_constructed else error)
+    except _USER_CODE_ERRORS:
+        return None
+
+
 def _load(failure: TaskFailure) -> tuple[BaseException | None, str]:
     """The exception itself, or None and the reason why it cannot be raised here."""
     if failure.exception is None:
         return None, "the exception itself could not be pickled"
     try:
         error = loads(failure.exception)
-    except SerializationError as problem:
+        if isinstance(error, _Constructed):
+            error = error.rebuild()
+    except Exception as problem:  # SerializationError, or what the class makes of its parts
         return None, f"the exception itself could not be rebuilt: {problem}"
     if not isinstance(error, BaseException):
         return None, f"the exception itself could not be rebuilt: it became a {type(error).__name__}"

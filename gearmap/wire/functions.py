@@ -76,14 +76,17 @@ def is_importable(thing: Any) -> bool:
 
     True only if cloudpickle pickles it by reference, too.
     """
-    module_name, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
-    if type(module_name) is not str or type(qualname) is not str or module_name == "__main__":
+    try:
+        module_name, qualname = thing.__module__, thing.__qualname__
+        if type(module_name) is not str or type(qualname) is not str or module_name == "__main__":
+            return False
+        found: Any = sys.modules.get(module_name)
+        if found is None or _is_registered_by_value(module_name):
+            return False
+        for name in qualname.split("."):
+            found = getattr(found, name)
+    except Exception:  # no such name, or a module or metaclass that answers with code of its own
         return False
-    found: Any = sys.modules.get(module_name)
-    if found is None or _is_registered_by_value(module_name):
-        return False
-    for name in qualname.split("."):
-        found = getattr(found, name, None)
     return found is thing
 
 
@@ -161,6 +164,10 @@ class FunctionCache:
         key = id(fn)
         entry = self._entries.get(key)
         if entry is not None and entry.function() is fn and entry.snapshot.is_unchanged():
+            try:
+                self._entries.move_to_end(key)
+            except KeyError:  # another thread has just pushed it out
+                pass
             return entry.digest, entry.payload
         # Taken before and compared after pickling: another thread may change a global in between.
         snapshot = _take_snapshot(fn)
@@ -173,8 +180,8 @@ class FunctionCache:
         return digest, payload
 
     def _keep(self, key: int, entry: _Entry) -> None:
+        self._entries.pop(key, None)  # a new key goes to the end
         self._entries[key] = entry
-        self._entries.move_to_end(key)
         while len(self._entries) > _MAX_FUNCTIONS:
             self._entries.popitem(last=False)
 
@@ -246,7 +253,7 @@ def _take_snapshot(fn: Any) -> _Snapshot | None:
         if kind is tuple or kind is frozenset:
             pending.extend(thing)
         elif kind is types.ModuleType and is_imported(thing):
-            has_packages = has_packages or hasattr(thing, "__path__")
+            has_packages = has_packages or "__path__" in vars(thing)
         elif isinstance(thing, _NAMED_TYPES) and is_importable(thing):
             importable.append(thing)
         elif kind is types.FunctionType or kind is LRU_CACHE_WRAPPER:

@@ -39,7 +39,9 @@ class BlockKind(str, Enum):
 
     COLUMNS = "columns"  # one list of values for each parameter
     ROWS = "rows"  # one tuple of arguments for each task
-    CALLS = "calls"  # one (args, kwargs) for each task
+    CALLS = (
+        "calls"  # one (args, kwargs) for each task, pickled apart: as many payloads as the block has tasks
+    )
 
 
 _KINDS = {kind.value: kind for kind in BlockKind}

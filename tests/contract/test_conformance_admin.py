@@ -23,6 +23,7 @@ from packets import (
 )
 
 QUEUE_FULL = (ERROR, b"QUEUE_ERROR\0Job queue is full")
+IN_USE = b"ERR there are still connected workers or executing clients\r\n"
 INCOMPLETE = b"ERR INVALID_ARGUMENTS An+incomplete+set+of+arguments+was+sent+to+this+command+%b\r\n"
 
 
@@ -34,7 +35,9 @@ def row(lines, function):
 def abilities(connection, client_id):
     """Return what the connection of this id serves, as `workers` tells."""
     return [
-        line.partition(b" :")[2].split() for line in connection.ask_lines(b"workers") if b" " + client_id in line
+        line.partition(b" :")[2].split()
+        for line in connection.ask_lines(b"workers")
+        if b" " + client_id in line
     ]
 
 
@@ -62,7 +65,14 @@ def test_a_function_stays_listed_when_nothing_is_left_of_it(connect, f):
 
 def test_prioritystatus_counts_queued_jobs_only(connect, f):
     client, worker = connect(), connect()
-    for command in (SUBMIT_JOB_HIGH, SUBMIT_JOB_HIGH, SUBMIT_JOB, SUBMIT_JOB_LOW, SUBMIT_JOB_LOW, SUBMIT_JOB_LOW):
+    for command in (
+        SUBMIT_JOB_HIGH,
+        SUBMIT_JOB_HIGH,
+        SUBMIT_JOB,
+        SUBMIT_JOB_LOW,
+        SUBMIT_JOB_LOW,
+        SUBMIT_JOB_LOW,
+    ):
         client.submit(f, command=command)
     worker.can_do(f)
     worker.must_grab()
@@ -176,7 +186,11 @@ def test_a_line_of_8190_bytes_is_a_line_and_more_closes_the_connection(connect):
 def test_text_and_packets_mix_on_one_connection(connect, f):
     admin = connect()
     admin.send_bytes(
-        b"version\r\n" + request(ECHO_REQ, b"1") + b"verbose\n" + request(SUBMIT_JOB, f, b"", b"") + b"version\n"
+        b"version\r\n"
+        + request(ECHO_REQ, b"1")
+        + b"verbose\n"
+        + request(SUBMIT_JOB, f, b"", b"")
+        + b"version\n"
     )
     assert admin.read_line().startswith(b"OK 1.1.20")
     admin.expect(ECHO_RES, b"1")
@@ -197,13 +211,20 @@ def test_create_function_lists_it_and_drop_function_forgets_it(connect, f):
     assert admin.ask_line(b"drop function " + f) == b"ERR function not found\r\n"
 
 
-def test_a_function_in_use_is_not_dropped(connect, f):
-    admin, worker, client = connect(), connect(), connect()
-    refusal = b"ERR there are still connected workers or executing clients\r\n"
+def test_a_function_with_workers_is_not_dropped(connect, f):
+    admin, worker = connect(), connect()
     worker.can_do(f)
-    assert admin.ask_line(b"drop function " + f) == refusal
-    client.submit(f + b"-job")
-    assert admin.ask_line(b"drop function " + f + b"-job") == refusal
+    assert admin.ask_line(b"drop function " + f) == IN_USE
+    assert row(admin.ask_lines(b"status"), f) == [[b"0", b"0", b"1"]]
+
+
+def test_dropping_a_function_with_queued_jobs(job_server, connect, f):
+    admin, client, worker = connect(), connect(), connect()
+    client.submit(f)
+    answer = expected(job_server.kind, "drop-function-keeps-jobs", gearmand=b"OK\r\n", ours=IN_USE)
+    assert admin.ask_line(b"drop function " + f) == answer
+    worker.can_do(f)
+    assert (worker.grab() is not None) == (answer == IN_USE)
 
 
 def test_create_function_with_a_bare_newline(job_server, connect):
@@ -281,11 +302,13 @@ def test_cancelling_a_queued_job_tells_its_client(job_server, connect, f):
     handle = client.submit(f)
     assert admin.ask_line(b"cancel job " + handle) == b"OK\r\n"
     client.expect(WORK_FAIL, handle)
-    again = expected(job_server.kind, "cancelled-jobs-go-at-once", gearmand=b"OK\r\n", ours=b"ERR UNKNOWN_JOB\r\n")
+    again = expected(
+        job_server.kind, "cancelled-jobs-go-at-once", gearmand=b"OK\r\n", ours=b"ERR UNKNOWN_JOB\r\n"
+    )
     assert admin.ask_line(b"cancel job " + handle) == again
     worker.can_do(f)
     assert worker.grab() is None
-    assert client.ask(GET_STATUS, handle).args[1] == b"0"
+    assert admin.ask(GET_STATUS, handle).args[1] == b"0"
 
 
 def test_cancelling_a_queued_background_job_drops_it(connect, f):
@@ -313,11 +336,11 @@ def test_cancelling_a_running_job_tells_its_client_and_not_its_worker(job_server
 
 
 def test_a_cancelled_running_job_is_not_run_again_when_its_worker_is_lost(connect, f):
-    client, lost, worker = connect(), connect(), connect()
+    client, admin, lost, worker = connect(), connect(), connect(), connect()
     handle = client.submit(f)
     lost.can_do(f)
     lost.must_grab()
-    assert client.ask_line(b"cancel job " + handle) == b"OK\r\n"
+    assert admin.ask_line(b"cancel job " + handle) == b"OK\r\n"
     client.expect(WORK_FAIL, handle)
     lost.close()
     worker.can_do(f)
@@ -327,9 +350,9 @@ def test_a_cancelled_running_job_is_not_run_again_when_its_worker_is_lost(connec
 
 
 def test_the_unique_of_a_cancelled_queued_job_submitted_again(job_server, connect, f):
-    client, worker = connect(), connect()
+    client, admin, worker = connect(), connect(), connect()
     handle = client.submit(f, unique=b"u-" + f)
-    client.ask_line(b"cancel job " + handle)
+    assert admin.ask_line(b"cancel job " + handle) == b"OK\r\n"
     client.expect(WORK_FAIL)
     client.submit(f, unique=b"u-" + f)
     worker.can_do(f)

@@ -193,8 +193,9 @@ class FakeServer:
 
     def greet(self, loop):
         """Accept, read the greeting and answer it."""
+        loop.until(lambda: select.select([self.listener], [], [], 0)[0])
         self.accept()
-        loop.step()
+        loop.until(lambda: select.select([self.peer], [], [], 0)[0])
         self.receive_until(b"gearmap")
         self.send(b"OK fake\n" + packet(17, b"gearmap"))
 

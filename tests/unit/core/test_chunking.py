@@ -74,9 +74,7 @@ def test_a_much_larger_sample_replaces_the_first_task_which_paid_for_imports() -
     assert statistics.seconds == pytest.approx(0.001)
 
 
-@pytest.mark.parametrize(
-    ("count", "elapsed"), [(0, 1.0), (-1, 1.0), (1, -1.0), (1, math.nan), (1, math.inf)], ids=repr
-)
+@pytest.mark.parametrize(("count", "elapsed"), [(0, 1.0), (-1, 1.0), (1, -1.0), (1, math.nan), (1, math.inf)], ids=repr)
 def test_a_measurement_that_cannot_be_true_is_left_out(count: int, elapsed: float) -> None:
     statistics = measured(0.5, 1)
     statistics.measured(count, elapsed)
@@ -129,3 +127,40 @@ def lognormal(seed: int, count: int = 200) -> list[float]:
     """Durations with a median of 50 ms and a long tail."""
     draw = random.Random(seed)
     return [draw.lognormvariate(math.log(0.05), 1.0) for _ in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("submitted", [False, True], ids=["mapped", "submitted"])
+def test_a_million_trivial_tasks_become_a_few_dozen_jobs(submitted: bool) -> None:
+    count = 50_000 if submitted else 1_000_000
+    makespan, jobs = simulate([1e-7] * count, submitted=submitted)
+    assert jobs <= 40
+    assert makespan <= count * 1e-7 / 2 + 0.010
+
+
+@pytest.mark.parametrize("submitted", [False, True], ids=["mapped", "submitted"])
+def test_tasks_of_five_milliseconds_keep_both_workers_busy(submitted: bool) -> None:
+    assert efficiency([0.005] * 400, submitted=submitted) >= 0.97
+
+
+@pytest.mark.parametrize("submitted", [False, True], ids=["mapped", "submitted"])
+def test_uneven_tasks_end_close_together(submitted: bool) -> None:
+    ratios = [1 / efficiency(lognormal(seed), submitted=submitted) for seed in range(5)]
+    assert fmean(ratios) <= 1.05
+    assert max(ratios) <= 1.15
+
+
+def test_with_more_workers_chunking_is_as_good_as_one_task_at_a_time() -> None:
+    # given a workload that no order of single tasks could run better than this
+    durations = lognormal(1)
+    greedy = [0.0] * 8
+    for duration in durations:
+        heapq.heapreplace(greedy, greedy[0] + OVERHEAD + duration)
+    # when / then
+    assert simulate(durations, workers=8)[0] <= 1.10 * max(greedy)
+
+
+def test_a_slow_first_task_does_not_make_the_others_travel_alone() -> None:
+    makespan, jobs = simulate([0.5, 0.5] + [0.001] * 1000)
+    assert jobs < 60
+    assert makespan < 1.1

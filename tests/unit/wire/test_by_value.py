@@ -6,27 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
 from gearmap.wire import serializer
 
+from .by_value_cases import CASES
+
 pytestmark = pytest.mark.slow
 
-_HERE = Path(__file__).parent
 _ROOT = Path(serializer.__file__).parents[2]
 
-
-def _load_cases():
-    spec = spec_from_file_location("by_value_cases", _HERE / "by_value_cases.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.CASES
-
-
-CASES = _load_cases()
 
 # A `__main__` as a notebook has it: no file, one compiled cell after another in the same namespace.
 DEFINE = """

@@ -225,6 +225,14 @@ def test_the_cache_is_bounded(notebook, monkeypatch):
     assert notebook.n_dumps == 6
 
 
+def test_what_was_not_used_for_longest_is_forgotten_first(notebook, monkeypatch):
+    monkeypatch.setattr(functions, "_MAX_FUNCTIONS", 2)
+    first, second, third = (eval("lambda: None", {"__name__": "__main__"}) for _ in range(3))
+    for fn in (first, second, first, third, first):
+        notebook.cache.payload(fn)
+    assert notebook.n_dumps == 3
+
+
 def test_large_payloads_are_not_kept(notebook):
     notebook.run("text = 'x' * 2_000_000\ndef f(): return len(text)")
     assert notebook.call() == 2_000_000

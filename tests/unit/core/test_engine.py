@@ -1,0 +1,434 @@
+"""The run engine, one decision at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from gearmap.core import events as ev
+from gearmap.core.engine import BEAT_TIMEOUT, MAX_EXECUTIONS, REJECTION_PAUSE, RunEngine
+from gearmap.core.retry import RetryPolicy
+
+
+def block(
+    first: int, size: int = 1, *, number: int | None = None, function: str = "f", payload: int = 10
+) -> ev.AddBlock:
+    return ev.AddBlock(ev.Block(first if number is None else number, first, size, function, payload))
+
+
+def running(*sizes: int, end: bool = True, **options: object) -> tuple[RunEngine, list[ev.Submit]]:
+    """An engine with one server whose first jobs are out: a chunk for each block."""
+    engine = RunEngine(**{"fail_fast": False, "chunksize": 1} | options)  # type: ignore[arg-type]  # a test's shorthand
+    events: list[ev.Input] = [ev.ServerUp(0)]
+    first = 0
+    for size in sizes:
+        events.append(block(first, size))
+        first += size
+    out = engine.handle_all([*events, ev.InputEnded()] if end else events, 0.0)
+    return engine, submits(out)
+
+
+def submits(out: Sequence[ev.Instruction]) -> list[ev.Submit]:
+    return [one for one in out if isinstance(one, ev.Submit)]
+
+
+def tasks(submit: ev.Submit) -> list[int]:
+    return [task for span in submit.spans for task in range(span.first, span.first + span.size)]
+
+
+def outcome(
+    attempt: int, *done: ev.TaskRange, execution: bytes = b"x", worker: str = "w", **more: object
+) -> ev.OutcomeArrived:
+    return ev.OutcomeArrived(attempt, execution, worker, done, **{"final": True} | more)  # type: ignore[arg-type]
+
+
+def not_run(kind: ev.NotRunKind, **more: object) -> ev.NotRunReport:
+    return ev.NotRunReport(kind, **more)  # type: ignore[arg-type]  # a test's shorthand
+
+
+def failed(*positions: int, retry: bool = True) -> tuple[ev.TaskFailed, ...]:
+    return tuple(ev.TaskFailed(position, f"error {position}", retry) for position in positions)
+
+
+# ------------------------------------------------------------------------------------------------------ a good run
+
+
+def test_a_run_without_tasks_ends_with_its_input() -> None:
+    engine = RunEngine()
+    assert engine.handle(ev.InputEnded(), 0.0) == [ev.RunEnded()]
+    assert engine.handle(ev.InputEnded(), 0.0) == []
+
+
+def test_results_are_delivered_in_their_place_and_the_block_is_dropped() -> None:
+    engine, (job,) = running(4)
+    assert engine.handle(outcome(job.attempt, (2, 4), (0, 2)), 1.0) == [
+        ev.Deliver(0, 0, 2, 2, job.attempt, "w"),
+        ev.Deliver(1, 0, 0, 2, job.attempt, "w"),
+        ev.DropBlock(0),
+        ev.RunEnded(),
+    ]
+
+
+def test_one_delivery_covers_neighbours_from_several_blocks() -> None:
+    engine, (job,) = running(1, 1, 1, chunksize=3)
+    out = engine.handle(outcome(job.attempt, (0, 3)), 1.0)
+    assert out == [ev.Deliver(0, 0, 0, 3, job.attempt, "w"), *(ev.DropBlock(n) for n in range(3)), ev.RunEnded()]
+
+
+def test_an_empty_block_is_dropped_at_once() -> None:
+    engine = RunEngine()
+    assert engine.handle_all([ev.ServerUp(0), block(0, 0, number=9)], 0.0) == [ev.DropBlock(9)]
+
+
+def test_a_block_that_comes_after_the_end_is_dropped_at_once() -> None:
+    engine = RunEngine()
+    assert engine.handle_all([ev.CancelRun(), block(0, 3)], 0.0) == [ev.RunEnded(), ev.DropBlock(0)]
+
+
+def test_nothing_is_sent_before_a_server_is_there() -> None:
+    engine = RunEngine(chunksize=1)
+    assert engine.handle(block(0), 0.0) == []
+    assert len(submits(engine.handle(ev.ServerUp(3), 0.0))) == 1
+
+
+# ---------------------------------------------------------------------------------------------- windows and chunks
+
+
+def test_while_nobody_knows_the_workers_four_jobs_are_out() -> None:
+    _, jobs = running(*[1] * 10)
+    assert len(jobs) == 4
+
+
+def test_the_window_is_two_jobs_for_each_worker_over_all_servers() -> None:
+    engine, jobs = running(*[1] * 40)
+    jobs += submits(engine.handle_all([ev.ServerUp(1), ev.WorkersSeen(5)], 0.0))
+    assert [sum(job.server == server for job in jobs) for server in (0, 1)] == [5, 5]
+
+
+def test_a_queue_without_workers_still_gets_jobs_so_that_work_starts_when_one_appears() -> None:
+    engine = RunEngine(chunksize=1)
+    out = engine.handle_all([ev.WorkersSeen(0), ev.ServerUp(0), *(block(n) for n in range(5))], 0.0)
+    assert len(submits(out)) == 2
+
+
+def test_max_workers_bounds_the_jobs_over_all_servers() -> None:
+    engine = RunEngine(chunksize=1, max_workers=3)
+    servers = [ev.ServerUp(n) for n in range(4)]
+    assert len(submits(engine.handle_all([*servers, *(block(n) for n in range(9))], 0.0))) == 3
+
+
+def test_tasks_of_different_functions_never_share_a_chunk() -> None:
+    engine = RunEngine(chunksize=10)
+    blocks = [block(0), block(1), block(2, function="g"), block(3, function="g"), block(4)]
+    jobs = submits(engine.handle_all([*blocks, ev.ServerUp(0)], 0.0))
+    assert [tasks(job) for job in jobs] == [[0, 1], [2, 3], [4]]
+
+
+def test_large_arguments_are_not_gathered_into_one_job() -> None:
+    engine = RunEngine(chunksize=10)
+    jobs = submits(engine.handle_all([block(0, payload=3 << 20), block(1, payload=3 << 20), ev.ServerUp(0)], 0.0))
+    assert [tasks(job) for job in jobs] == [[0], [1]]
+
+
+def test_one_block_is_asked_for_ahead_and_none_after_the_input_ended() -> None:
+    engine = RunEngine(chunksize=7)
+    assert engine.next_block_size("f") == 7
+    engine.handle(block(0, 7), 0.0)
+    assert engine.next_block_size("f") == 0
+    engine.handle(ev.ServerUp(0), 0.0)
+    assert engine.next_block_size("f") == 7
+    engine.handle(ev.InputEnded(), 0.0)
+    assert engine.next_block_size("f") == 0
+
+
+# --------------------------------------------------------------------------------------------------- failing tasks
+
+
+def test_by_default_the_first_failure_ends_the_run_and_stops_what_runs() -> None:
+    engine, (one, two, *_) = running(2, 2, 2, fail_fast=True, end=False)
+    out = engine.handle(outcome(one.attempt, (1, 2), failed=failed(0)), 1.0)
+    assert out[0] == ev.Deliver(0, 0, 1, 1, one.attempt, "w")
+    assert out[1] == ev.FailTask(0, "error 0", 1, "w")
+    assert ev.CancelAttempt(two.attempt) in out
+    assert out[-1] == ev.RunEnded()
+    assert engine.ended
+
+
+def test_all_failures_of_one_outcome_are_told_before_the_run_ends() -> None:
+    engine, (one, *_) = running(3, 1, fail_fast=True)
+    out = engine.handle(outcome(one.attempt, failed=failed(0, 2)), 1.0)
+    assert [item.task for item in out if isinstance(item, ev.FailTask)] == [0, 2]
+    assert engine.snapshot(1.0).failed == 2
+
+
+def test_a_failed_task_is_run_again_alone_until_its_retries_are_spent() -> None:
+    engine, (job,) = running(3, policy=RetryPolicy(retries=1))
+    (again,) = submits(engine.handle(outcome(job.attempt, (0, 1), (2, 3), failed=failed(1)), 1.0))
+    assert tasks(again) == [1]
+    out = engine.handle(outcome(again.attempt, failed=failed(0)), 2.0)
+    assert out == [ev.FailTask(1, "error 0", 2, "w"), ev.DropBlock(0), ev.RunEnded()]
+
+
+def test_a_failure_that_the_user_does_not_want_retried_is_final() -> None:
+    engine, (job,) = running(1, policy=RetryPolicy(retries=5))
+    out = engine.handle(outcome(job.attempt, failed=failed(0, retry=False)), 1.0)
+    assert out[0] == ev.FailTask(0, "error 0", 1, "w")
+
+
+def test_a_failure_that_is_told_twice_spends_one_retry() -> None:
+    engine, (job,) = running(2, policy=RetryPolicy(retries=1))
+    assert engine.handle(outcome(job.attempt, failed=failed(0), final=False), 1.0) == []
+    assert engine.handle(outcome(job.attempt, failed=failed(0), final=False, execution=b"y"), 1.0) == []
+
+
+# --------------------------------------------------------------------------------------------------- lost attempts
+
+
+def test_tasks_of_a_dead_server_go_to_another_in_their_order_and_uncharged() -> None:
+    engine, jobs = running(2, 2, policy=RetryPolicy(max_worker_losses=1))
+    assert engine.handle(outcome(jobs[0].attempt, (0, 1), final=False), 1.0)
+    again = submits(engine.handle_all([ev.ServerDown(0), ev.ServerUp(1)], 2.0))
+    assert [(job.server, tasks(job)) for job in again] == [(1, [1]), (1, [2, 3])]
+
+
+def test_late_news_of_an_attempt_whose_server_died_changes_nothing() -> None:
+    engine, (job,) = running(1)
+    engine.handle(ev.ServerDown(0), 1.0)
+    assert engine.handle(ev.AttemptLost(job.attempt, ev.LossReason.SERVER), 1.0) == []
+    assert engine.handle(outcome(job.attempt, (0, 1)), 1.0) == []
+    assert len(submits(engine.handle(ev.ServerUp(0), 2.0))) == 1
+
+
+def test_the_task_that_a_worker_died_of_is_charged_and_parted_from_its_neighbours() -> None:
+    engine, (job,) = running(4)
+    report = not_run(ev.NotRunKind.DIED, detail="signal 11", charged=1)
+    others, culprit = submits(engine.handle(outcome(job.attempt, (0, 1), not_run=report), 1.0))
+    assert (tasks(others), others.avoid) == ([2, 3], ())
+    assert (tasks(culprit), culprit.avoid) == ([1], ("w",))
+
+
+def test_a_task_that_takes_too_many_workers_with_it_is_lost_and_the_others_finish() -> None:
+    engine, (job,) = running(2, policy=RetryPolicy(max_worker_losses=2))
+    report = not_run(ev.NotRunKind.DIED, detail="signal 9", charged=0)
+    other, culprit = submits(engine.handle(outcome(job.attempt, not_run=report), 1.0))
+    out = engine.handle(outcome(culprit.attempt, not_run=report), 2.0)
+    assert out == [ev.LoseTask(0, 2, "signal 9", "w")]
+    assert engine.handle(outcome(other.attempt, (0, 1)), 3.0)[-1] == ev.RunEnded()
+
+
+def test_a_death_after_the_blamed_task_was_finished_charges_nobody() -> None:
+    engine, (job,) = running(2, policy=RetryPolicy(max_worker_losses=1))
+    report = not_run(ev.NotRunKind.DIED, charged=0)
+    (again,) = submits(engine.handle(outcome(job.attempt, (0, 1), not_run=report), 1.0))
+    assert tasks(again) == [1]
+
+
+def test_a_chunk_that_killed_a_worker_without_a_trace_is_halved() -> None:
+    engine, (job,) = running(5)
+    halves = submits(engine.handle(ev.AttemptLost(job.attempt, ev.LossReason.WORKER), 1.0))
+    assert [tasks(half) for half in halves] == [[0, 1], [2, 3, 4]]
+
+
+def test_a_single_task_that_kills_workers_without_a_trace_is_not_run_for_ever() -> None:
+    engine, jobs = running(1)
+    for _ in range(2):
+        jobs = submits(engine.handle(ev.AttemptLost(jobs[0].attempt, ev.LossReason.WORKER), 1.0))
+    out = engine.handle(ev.AttemptLost(jobs[0].attempt, ev.LossReason.WORKER), 1.0)
+    assert out == [ev.LoseTask(0, 3, "the worker was lost", None), ev.DropBlock(0), ev.RunEnded()]
+
+
+def test_a_server_that_refuses_a_job_is_left_alone_for_a_while() -> None:
+    engine, (job,) = running(1)
+    assert engine.handle(ev.AttemptLost(job.attempt, ev.LossReason.REJECTED), 1.0) == []
+    assert engine.deadline == 1.0 + REJECTION_PAUSE
+    assert engine.handle(ev.Tick(), engine.deadline - 0.01) == []
+    (again,) = submits(engine.handle(ev.Tick(), engine.deadline))
+    assert tasks(again) == [0]
+    assert engine.deadline is None
+
+
+def test_another_server_takes_what_one_refused() -> None:
+    engine, (job,) = running(1)
+    engine.handle(ev.ServerUp(1), 0.5)
+    (again,) = submits(engine.handle(ev.AttemptLost(job.attempt, ev.LossReason.REJECTED), 1.0))
+    assert again.server == 1
+
+
+# --------------------------------------------------------------------------------------------------------- silence
+
+
+def test_an_execution_that_had_begun_is_lost_after_thirty_seconds_of_silence() -> None:
+    engine, (job,) = running(2)
+    engine.handle(ev.Beat(job.attempt, b"x", "w", 1), 10.0)
+    assert engine.deadline == 10.0 + BEAT_TIMEOUT
+    assert engine.handle(ev.Tick(), 39.9) == []
+    out = engine.handle(ev.Tick(), 40.0)
+    assert out[0] == ev.CancelAttempt(job.attempt)
+    assert [tasks(again) for again in submits(out)] == [[0], [1]]
+    assert engine.deadline is None
+
+
+def test_a_job_that_waits_in_the_queue_is_never_taken_for_lost() -> None:
+    engine, _ = running(1)
+    assert engine.deadline is None
+    assert engine.handle(ev.Tick(), 1e6) == []
+
+
+def test_what_an_attempt_delivers_after_it_was_given_up_counts_and_is_not_run_again() -> None:
+    # given an attempt that fell silent while every window was full
+    engine, (job, other) = running(1, 1, max_workers=2)
+    engine.handle(ev.Beat(job.attempt, b"x", "w", 0), 0.0)
+    engine.handle(ev.Beat(other.attempt, b"y", "w", 0), 20.0)
+    (again,) = submits(engine.handle(ev.Tick(), 30.0))
+    engine.handle(ev.Beat(again.attempt, b"z", "w", 0), 30.0)
+    # when it comes back, and then its rerun falls silent too
+    assert engine.handle(outcome(job.attempt, (0, 1)), 31.0)[0] == ev.Deliver(0, 0, 0, 1, job.attempt, "w")
+    engine.handle(ev.Beat(other.attempt, b"y", "w", 0), 59.0)
+    # then nothing of it is left to run
+    assert engine.handle(ev.Tick(), 60.0) == [ev.CancelAttempt(again.attempt)]
+
+
+def test_a_task_that_was_delivered_late_while_it_waited_is_not_sent() -> None:
+    engine, (job,) = running(1, end=False)
+    engine.handle(ev.Beat(job.attempt, b"x", "w", 0), 0.0)
+    # given the server is full of refusals when the attempt is given up
+    engine.handle_all([block(1)], 29.5)
+    engine.handle(ev.AttemptLost(2, ev.LossReason.REJECTED), 29.5)
+    assert engine.handle(ev.Tick(), 30.0) == [ev.CancelAttempt(job.attempt)]
+    # when
+    assert ev.DropBlock(0) in engine.handle(outcome(job.attempt, (0, 1)), 30.1)
+    # then
+    (only,) = submits(engine.handle(ev.Tick(), 31.0))
+    assert tasks(only) == [1]
+
+
+def test_an_attempt_that_the_server_starts_too_often_is_taken_back() -> None:
+    engine, (job,) = running(1)
+    for number in range(MAX_EXECUTIONS):
+        assert engine.handle(ev.Beat(job.attempt, bytes((number,)), "w", 0), 1.0) == []
+    out = engine.handle(ev.Beat(job.attempt, b"one more", "w", 0), 1.0)
+    assert out[0] == ev.CancelAttempt(job.attempt)
+    assert engine.snapshot(1.0).again == MAX_EXECUTIONS + 1
+
+
+# -------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_an_uncharged_refusal_sends_the_whole_chunk_again_as_one_job() -> None:
+    engine, (job,) = running(1, 1, 1, chunksize=3)
+    (again,) = submits(engine.handle(outcome(job.attempt, not_run=not_run(ev.NotRunKind.AVOIDED)), 1.0))
+    assert tasks(again) == [0, 1, 2]
+
+
+def test_one_node_that_lacks_a_package_is_avoided_and_the_others_do_the_work() -> None:
+    engine, (job,) = running(2)
+    engine.handle(ev.WorkersSeen(8), 0.0)
+    report = not_run(ev.NotRunKind.CANNOT_LOAD, failure="no polars")
+    for number in range(7):
+        (job,) = submits(engine.handle(outcome(job.attempt, not_run=report, worker=f"w{number}"), 1.0))
+        assert job.avoid == tuple(f"w{n}" for n in range(number + 1))
+    out = engine.handle(outcome(job.attempt, not_run=report, worker="w7"), 1.0)
+    assert [(one.task, one.failure) for one in out if isinstance(one, ev.FailTask)] == [
+        (0, "no polars"),
+        (1, "no polars"),
+    ]
+
+
+def test_envelopes_that_expire_twice_break_the_run() -> None:
+    engine, (job,) = running(1)
+    report = not_run(ev.NotRunKind.EXPIRED, detail="12:00 there, 14:00 here")
+    (again,) = submits(engine.handle(outcome(job.attempt, not_run=report), 1.0))
+    out = engine.handle(outcome(again.attempt, not_run=report), 2.0)
+    assert out == [ev.BreakRun(ev.NotRunKind.EXPIRED, report.detail), ev.DropBlock(0), ev.RunEnded()]
+
+
+# ------------------------------------------------------------------------------------------------------ cancelling
+
+
+def test_a_task_that_waits_is_cancelled_and_one_that_was_sent_goes_on() -> None:
+    engine, jobs = running(*[1] * 6)
+    assert engine.handle(ev.CancelTask(5), 0.0) == [ev.DropBlock(5)]
+    assert engine.handle(ev.CancelTask(5), 0.0) == []
+    assert engine.handle(ev.CancelTask(0), 0.0) == []
+    (more,) = submits(engine.handle(outcome(jobs[0].attempt, (0, 1)), 1.0))
+    assert tasks(more) == [4]
+
+
+def test_a_hole_that_cancelling_made_is_kept_out_of_the_chunk() -> None:
+    engine = RunEngine(chunksize=5)
+    out = engine.handle_all([block(0, 5), ev.CancelTask(2), ev.ServerUp(0)], 0.0)
+    (job,) = submits(out)
+    assert tasks(job) == [0, 1, 3, 4]
+    assert engine.handle(outcome(job.attempt, (1, 3)), 1.0)[:2] == [
+        ev.Deliver(0, 0, 1, 1, job.attempt, "w"),
+        ev.Deliver(0, 1, 3, 1, job.attempt, "w"),
+    ]
+
+
+def test_cancelling_a_run_drops_everything_and_says_so_once() -> None:
+    engine, (job,) = running(3, end=False)
+    assert engine.handle(ev.CancelRun(), 1.0) == [ev.CancelAttempt(job.attempt), ev.DropBlock(0), ev.RunEnded()]
+    assert engine.handle_all([ev.CancelRun(), ev.Tick(), ev.ServerDown(0), outcome(job.attempt, (0, 3))], 2.0) == []
+
+
+def test_a_job_that_has_delivered_everything_is_not_stopped_when_the_run_ends() -> None:
+    engine, (job,) = running(2)
+    out = engine.handle(outcome(job.attempt, (0, 2), final=False), 1.0)
+    assert out == [ev.Deliver(0, 0, 0, 2, job.attempt, "w"), ev.DropBlock(0), ev.RunEnded()]
+
+
+# ------------------------------------------------------------------------------------------------------------ cost
+
+
+def cost(count: int, batch: int = 100) -> float:
+    """Return the engine's seconds for each of `count` tasks that are submitted one by one."""
+    blocks = [block(task) for task in range(count)]
+    engine = RunEngine(fail_fast=False)
+    jobs: list[ev.Submit] = []
+    spent = 0.0
+
+    def tell(events: list[ev.Input], now: float) -> None:
+        nonlocal spent
+        began = time.perf_counter()
+        out = engine.handle_all(events, now)
+        spent += time.perf_counter() - began
+        jobs.extend(submits(out))
+
+    def answer(now: float) -> None:
+        job = jobs.pop(0)
+        size = sum(span.size for span in job.spans)
+        tell([outcome(job.attempt, (0, size), elapsed=1e-6 * size, count=size)], now)
+
+    tell([ev.ServerUp(0), ev.WorkersSeen(2)], 0.0)
+    for at in range(0, count, batch):
+        tell(list(blocks[at : at + batch]), float(at))
+        answer(float(at))
+    tell([ev.InputEnded()], 1e6)
+    while jobs:
+        answer(1e6)
+    assert engine.ended
+    return spent / count
+
+
+@pytest.mark.slow
+def test_the_engine_spends_a_few_microseconds_on_a_submitted_task_however_many_there_are() -> None:
+    # given the best of three, as the machine may be busy
+    few, many = (min(cost(count) for _ in range(3)) for count in (2_000, 40_000))
+    # then: a quadratic step would make it twenty times as much
+    assert many < 3 * few
+    assert many < 20e-6
+
+
+@pytest.mark.slow
+def test_cancelling_every_waiting_task_one_by_one_is_not_quadratic() -> None:
+    def seconds(count: int) -> float:
+        engine, _ = running(*[1] * count)
+        events: list[ev.Input] = [ev.CancelTask(task) for task in reversed(range(count))]
+        began = time.perf_counter()
+        engine.handle_all(events, 1.0)
+        return (time.perf_counter() - began) / count
+
+    few, many = (min(seconds(count) for _ in range(3)) for count in (1_000, 20_000))
+    assert many < 4 * few

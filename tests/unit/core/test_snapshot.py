@@ -1,0 +1,67 @@
+"""Progress as a value."""
+
+from __future__ import annotations
+
+import pytest
+
+from gearmap.core import events as ev
+from gearmap.core.engine import RunEngine
+from gearmap.core.snapshot import ProgressSnapshot
+
+
+def snapshot(**changes: object) -> ProgressSnapshot:
+    values: dict[str, object] = {"total": 10, "done": 4, "failed": 1, "cancelled": 0, "running": 2, "queued": 3}
+    values |= {"again": 0, "elapsed": 5.0, "workers": 2} | changes
+    return ProgressSnapshot(**values)  # type: ignore[arg-type]  # a test's shorthand
+
+
+def test_rate_and_eta_follow_from_the_counts() -> None:
+    assert snapshot().settled == 5
+    assert snapshot().rate == pytest.approx(1.0)
+    assert snapshot().eta == pytest.approx(5.0)
+
+
+def test_there_is_no_eta_without_a_total_or_before_the_first_result() -> None:
+    assert snapshot(total=None).eta is None
+    assert snapshot(done=0, failed=0).eta is None
+    assert snapshot(elapsed=0.0).eta is None
+
+
+def test_cancelled_tasks_are_settled_but_not_work_done() -> None:
+    assert snapshot(cancelled=5).rate == pytest.approx(1.0)
+    assert snapshot(cancelled=5).eta == 0.0
+
+
+def test_an_announced_total_counts_as_queued_before_its_tasks_come() -> None:
+    engine = RunEngine(total=10)
+    engine.handle(ev.AddBlock(ev.Block(0, 0, 3, "f")), 0.0)
+    shot = engine.snapshot(1.0)
+    assert (shot.total, shot.queued, shot.running) == (10, 10, 0)
+
+
+def test_an_input_that_ends_early_corrects_the_total() -> None:
+    engine = RunEngine(total=10)
+    engine.handle_all([ev.AddBlock(ev.Block(0, 0, 3, "f")), ev.InputEnded()], 0.0)
+    assert engine.snapshot(1.0).total == 3
+
+
+def test_more_tasks_than_announced_raise_the_total() -> None:
+    engine = RunEngine(total=2)
+    engine.handle_all([ev.AddBlock(ev.Block(0, 0, 3, "f")), ev.ServerUp(0)], 0.0)
+    shot = engine.snapshot(1.0)
+    assert (shot.total, shot.queued, shot.running) == (3, 0, 3)
+
+
+def test_a_cancelled_run_counts_what_never_came_as_cancelled() -> None:
+    engine = RunEngine(total=10)
+    engine.handle_all([ev.AddBlock(ev.Block(0, 0, 3, "f")), ev.CancelRun()], 0.0)
+    shot = engine.snapshot(1.0)
+    assert (shot.total, shot.cancelled, shot.queued, shot.eta) == (10, 10, 0, None)
+
+
+def test_a_run_of_unknown_length_has_no_total_until_its_input_ends() -> None:
+    engine = RunEngine()
+    engine.handle(ev.AddBlock(ev.Block(0, 0, 3, "f")), 0.0)
+    assert engine.snapshot(1.0).total is None
+    engine.handle(ev.InputEnded(), 0.0)
+    assert engine.snapshot(1.0).total == 3
