@@ -16,7 +16,7 @@ from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSink, ProgressSnapshot
-from gearmap.errors import GearmapError, RunTimeout, WorkerLost
+from gearmap.errors import GearmapError, RunTimeout, SerializationError, WorkerLost
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.run import Place, Run
@@ -61,6 +61,12 @@ class ArgumentSource:
         if self._n_columns == 1:
             return (part,), len(part)
         return tuple(map(list, zip(*part, strict=True))), len(part)
+
+    def arguments(self, value: Any, task: int) -> tuple[Any, ...]:
+        """Return the arguments of one task of a block's value."""
+        if self.kind is BlockKind.ROWS:
+            return tuple(value[task])
+        return tuple(column[task] for column in value)
 
     @property
     def is_empty(self) -> bool:
@@ -179,7 +185,7 @@ class MapRun:
         value, taken = self._source.take(size)
         ended = taken < size or self._source.is_empty
         if taken:
-            payload = dumps(value, name=_name_block(first, taken))
+            payload = self._pickle(value, first, taken)
             self._results.extend([None] * taken)
             length = sum(memoryview(part).nbytes for part in payload)
             block = ev.Block(self._next_block, first, taken, self._function[0], length)
@@ -187,6 +193,16 @@ class MapRun:
             self._driver.post(lambda: self._add(block, payload, ended))
         else:
             self._driver.post(lambda: self._add(None, None, ended))
+
+    def _pickle(self, value: Any, first: int, size: int) -> Any:
+        """Pickle a block; if that fails, name the argument and the task that it fails for."""
+        try:
+            return dumps(value, name=_name_block(first, size))
+        except SerializationError:
+            for task in range(size):
+                for number, argument in enumerate(self._source.arguments(value, task)):
+                    dumps(argument, name=f"argument {number} of task {first + task}")
+            raise
 
     def _timed_out(self, snapshot: ProgressSnapshot | None) -> RunTimeout:
         total = self._source.total
