@@ -18,9 +18,12 @@ import psutil
 import pytest
 
 import gearmap
+from gearmap.core.names import Lane
 from gearmap.jobserver.process import ServerProcess, find_gearmand, start_job_server
 from gearmap.keyfile import make_key
 from gearmap.runtime.noderun import encode_node_config
+from gearmap.transport import admin
+from gearmap.wire import seal
 
 KINDS = ("embedded", "gearmand")
 
@@ -43,6 +46,26 @@ def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADL
         if time.monotonic() > until:
             pytest.fail(f"{what}: not within {deadline} s")
         time.sleep(0.01)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def lane_of(key_file: Path, queue: str = "default") -> str:
+    """The function name that nodes of this Python and key serve."""
+    secret = bytes.fromhex(key_file.read_text().strip())
+    return Lane(queue, (sys.version_info[0], sys.version_info[1]), seal.key_id(secret)).name
+
+
+def workers_of(server: ServerProcess, function: str) -> int:
+    """How many workers a job server lists for a function."""
+    rows = admin.server_status((server.host, server.port), 5.0)
+    return {row.function: row.workers for row in rows}.get(function, 0)
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -119,6 +142,8 @@ def start_node(key_file: Path) -> Iterator[Callable[..., Node]]:
     started: list[Node] = []
 
     def start(*servers: ServerProcess, workers: int = 2, queue: str = "default", name: str = "node") -> Node:
+        lane = lane_of(key_file, queue)
+        before = [(server, workers_of(server, lane)) for server in servers]
         process = subprocess.Popen(
             [sys.executable, "-m", "gearmap.runtime.node_main", "0"], stdin=subprocess.PIPE, start_new_session=True
         )
@@ -135,6 +160,9 @@ def start_node(key_file: Path) -> Iterator[Callable[..., Node]]:
         )
         process.stdin.close()
         started.append(Node(process))
+        wait_until(
+            lambda: all(workers_of(server, lane) >= count + workers for server, count in before), "the node serves"
+        )
         return started[-1]
 
     yield start
@@ -166,6 +194,6 @@ def _leaves_no_process_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
 
     def left() -> list[psutil.Process]:
-        return [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+        return [p for p in psutil.Process().children(recursive=True) if p.pid not in before and is_alive(p)]
 
     wait_until(lambda: not left(), f"processes left behind: {left()}", 10.0)

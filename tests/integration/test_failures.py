@@ -1,0 +1,555 @@
+"""Nodes, job servers and clients that end for real, while work is under way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import KINDS, is_alive, lane_of, require, wait_until, workers_of
+
+import gearmap
+from gearmap.core.names import control_name, node_ids
+from gearmap.runtime.control import open_answer, seal_request
+from gearmap.transport import admin
+from gearmap.transport.client import ServerSession
+from gearmap.transport.events import Connected, JobRequest, WorkComplete, WorkFailed
+from gearmap.transport.poller import Poller
+from gearmap.wire import seal
+
+pytestmark = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(autouse=True)
+def _has_server(kind):
+    require(kind)
+
+
+def in_background(call):
+    """Run `call` in a thread; return a function that waits for its result."""
+    box: list[object] = []
+
+    def run():
+        try:
+            box.append(call())
+        except BaseException as error:
+            box.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def result(timeout=60.0):
+        thread.join(timeout)
+        assert not thread.is_alive(), "still waiting"
+        if isinstance(box[0], BaseException):
+            raise box[0]
+        return box[0]
+
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------- nodes
+
+
+def test_a_killed_node_takes_its_children_with_it(kind, start_server, start_node, connect, tmp_path):
+    server = start_server(kind)
+    node = start_node(server)
+    client = connect(server)
+    flag = tmp_path / "running"
+    future = client.submit(lambda: (flag.touch(), time.sleep(60)))
+    wait_until(flag.exists, "the task runs")
+    children = node.children()
+    assert children
+
+    node.kill()
+
+    wait_until(lambda: not any(map(is_alive, children)), "the children end", 10.0)
+    assert not future.done()
+
+
+def test_a_killed_nodes_work_goes_to_another_node(kind, start_server, start_node, connect, tmp_path):
+    server = start_server(kind)
+    first = start_node(server, name="first")
+    client = connect(server)
+    flag = tmp_path / "running"
+
+    def work(x):
+        flag.touch()
+        time.sleep(0.05)
+        return x
+
+    result = in_background(lambda: client.map(work, range(60)))
+    wait_until(flag.exists, "the map runs")
+    start_node(server, name="second")
+    first.kill()
+
+    assert result() == list(range(60))
+
+
+def test_a_draining_node_finishes_its_job_takes_nothing_new_and_ends_well(
+    kind, start_server, start_node, connect, key_file, tmp_path
+):
+    server = start_server(kind)
+    node = start_node(server, workers=1)
+    client = connect(server)
+    flag = tmp_path / "running"
+    running = client.submit(lambda: (flag.touch(), time.sleep(0.6), "finished")[2])
+    wait_until(flag.exists, "the task runs")
+
+    node.drain()
+    waiting = client.submit(abs, -1)
+
+    assert running.result(30) == "finished"
+    assert node.process.wait(10) == 0
+    assert not waiting.done()
+    start_node(server)
+    assert waiting.result(30) == 1
+
+
+def test_what_a_stopping_node_gives_back_is_run_elsewhere_uncharged(
+    kind, start_server, start_node, connect, tmp_path
+):
+    server = start_server(kind)
+    first = start_node(server, workers=1)
+    client = connect(server).options(max_worker_losses=1)
+    flag = tmp_path / "running"
+
+    def work():
+        again = flag.exists()
+        flag.touch()
+        if not again:
+            time.sleep(60)
+        return "second time"
+
+    future = client.submit(work)
+    wait_until(flag.exists, "the task runs")
+    first.drain()
+    first.process.send_signal(signal.SIGINT)  # the second signal does not wait for the task
+
+    assert first.process.wait(10) == 0
+    start_node(server)
+    assert future.result(30) == "second time"
+
+
+def test_a_node_that_loses_a_child_has_another_at_once(kind, start_server, start_node, connect):
+    server = start_server(kind)
+    start_node(server, workers=1)
+    client = connect(server)
+    first = client.submit(os.getpid).result(30)
+    began = time.monotonic()
+
+    os.kill(first, signal.SIGKILL)
+
+    assert client.submit(os.getpid).result(30) != first
+    assert time.monotonic() - began < 5
+
+
+# ------------------------------------------------------------------------------------------------- job servers
+
+
+def test_a_restarted_job_server_loses_nothing_of_a_map(kind, start_server, start_node, connect, tmp_path):
+    server = start_server(kind)
+    start_node(server)
+    client = connect(server)
+    flag = tmp_path / "running"
+
+    def work(x):
+        flag.touch()
+        time.sleep(0.02)
+        return x
+
+    result = in_background(lambda: client.map(work, range(80)))
+    wait_until(flag.exists, "the map runs")
+    port = server.port
+    server.kill()
+    start_server(kind, port=port)
+
+    assert result() == list(range(80))
+
+
+def test_one_of_two_job_servers_killed_for_good_loses_nothing(kind, start_server, start_node, connect, tmp_path):
+    stays, goes = start_server(kind), start_server(kind)
+    start_node(stays, goes, workers=2)
+    client = connect(stays, goes)
+    flag = tmp_path / "running"
+
+    def work(x):
+        flag.touch()
+        time.sleep(0.02)
+        return x
+
+    result = in_background(lambda: client.map(work, range(80)))
+    wait_until(flag.exists, "the map runs")
+    goes.kill()
+
+    assert result() == list(range(80))
+
+
+def test_two_job_servers_are_both_used(kind, start_server, start_node, connect, key_file):
+    one, two = start_server(kind), start_server(kind)
+    start_node(one, two, workers=2)
+    client = connect(one, two)
+
+    assert client.map(lambda x: (time.sleep(0.005), x)[1], range(100), chunksize=1) == list(range(100))
+
+    lane = lane_of(key_file)
+    wait_until(lambda: workers_of(one, lane) == workers_of(two, lane) == 2, "both servers have both workers")
+
+
+# ---------------------------------------------------------------------------------------------- who cannot be reached
+
+
+def test_an_unreachable_job_server_is_named_with_its_origin_in_time(kind, start_server, connect):
+    server = start_server(kind)
+    client = connect(server)
+    server.stop()
+    began = time.monotonic()
+
+    with pytest.raises(gearmap.ServerUnavailable) as caught:
+        client.map(abs, [1])
+    with pytest.raises(gearmap.ServerUnavailable):
+        client.submit(abs, 1).result(30)
+
+    assert time.monotonic() - began < 6
+    assert f"'127.0.0.1:{server.port}' (from the argument)" in str(caught.value)
+    assert "gearmap server" in str(caught.value)
+
+
+def test_missing_workers_are_said_within_seconds_and_a_late_one_is_used(kind, start_server, start_node, connect):
+    server = start_server(kind)
+    start_node(server, queue="other")
+    client = connect(server)
+
+    with pytest.warns(RuntimeWarning, match=r"no worker serves queue 'default'.*1 serve 'other'|2 serve 'other'"):
+        with pytest.raises(gearmap.RunTimeout):
+            client.map(abs, [-1], timeout=4)
+
+    future = client.submit(abs, -1)
+    start_node(server)
+    assert future.result(30) == 1
+
+
+def test_a_worker_with_another_key_is_never_offered_the_work(
+    kind, start_server, start_node, key_file, tmp_path, monkeypatch
+):
+    from gearmap.keyfile import make_key
+
+    server = start_server(kind)
+    start_node(server)
+    make_key(tmp_path / "another")
+    with gearmap.Client(f"127.0.0.1:{server.port}", key=tmp_path / "another") as client:
+        with pytest.warns(RuntimeWarning, match="2 have another key"):
+            with pytest.raises(gearmap.RunTimeout):
+                client.map(abs, [1], timeout=4)
+
+
+# -------------------------------------------------------------------------------------------------------- clients
+
+
+def run_script(source: str, *arguments: str, **options) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(source), *arguments], **options)
+
+
+LONG_MAP = """
+    import sys, time, pathlib, gearmap
+    server, key, folder = sys.argv[1:]
+    def work(x):
+        (pathlib.Path(folder) / f"began-{x}").touch()
+        time.sleep(30)
+    with gearmap.Client(server, key=key) as client:
+        try:
+            client.map(work, range(50), chunksize=1)
+        except KeyboardInterrupt:
+            print("interrupted", client.map(abs, [], timeout=5), flush=True)
+            sys.exit(7)
+"""
+
+
+def test_the_running_tasks_of_a_killed_client_are_stopped(kind, start_server, start_node, key_file, tmp_path):
+    server = start_server(kind)
+    node = start_node(server, workers=2)
+    client = run_script(LONG_MAP, f"127.0.0.1:{server.port}", str(key_file), str(tmp_path))
+    wait_until(lambda: len(list(tmp_path.glob("began-*"))) == 2, "two tasks run")
+    busy = {child.pid for child in node.children()}
+
+    client.kill()
+    client.wait()
+
+    lane = lane_of(key_file)
+
+    def nothing_runs():
+        rows = {row.function: row for row in admin.server_status((server.host, server.port), 5.0)}
+        return rows[lane].running == 0
+
+    wait_until(nothing_runs, "the tasks are stopped", 5.0)
+    wait_until(lambda: len(busy - {child.pid for child in node.children() if is_alive(child)}) >= 2, "their processes are gone", 5.0)
+    assert len(list(tmp_path.glob("began-*"))) == 2  # what was queued never ran
+
+
+def test_ctrl_c_ends_a_map_at_once_and_stops_its_tasks(kind, start_server, start_node, key_file, tmp_path):
+    server = start_server(kind)
+    start_node(server, workers=2)
+    client = run_script(
+        LONG_MAP, f"127.0.0.1:{server.port}", str(key_file), str(tmp_path), stdout=subprocess.PIPE
+    )
+    wait_until(lambda: len(list(tmp_path.glob("began-*"))) == 2, "two tasks run")
+    began = time.monotonic()
+
+    client.send_signal(signal.SIGINT)
+    out, _ = client.communicate(timeout=20)
+
+    assert time.monotonic() - began < 3
+    assert (client.returncode, out.strip()) == (7, b"interrupted []")
+
+    def nothing_runs():
+        rows = admin.server_status((server.host, server.port), 5.0)
+        return all(row.running == 0 for row in rows)
+
+    wait_until(nothing_runs, "the tasks are stopped", 5.0)
+
+
+LOCAL = """
+    import sys, time, pathlib, gearmap
+    kind, folder = sys.argv[1:]
+    cluster = gearmap.LocalCluster(2, server=kind)
+    cluster.map(abs, [1])
+    (pathlib.Path(folder) / "pids").write_text(" ".join(map(str, cluster._processes.pids)))
+    if sys.stdin.readline():
+        cluster.map(lambda x: (pathlib.Path(folder) / f"began-{x}").touch() or time.sleep(60), [1, 2])
+"""
+
+
+@pytest.mark.parametrize("how", ["normally", "by SIGKILL in a map"])
+def test_a_local_cluster_ends_with_its_process(kind, how, tmp_path):
+    script = run_script(LOCAL, kind, str(tmp_path), stdin=subprocess.PIPE)
+    pids = tmp_path / "pids"
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, "the cluster runs")
+    processes = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+    everyone = processes + [child for process in processes for child in process.children(recursive=True)]
+    if how == "normally":
+        script.communicate(b"", timeout=20)
+        assert script.returncode == 0
+    else:
+        script.stdin.write(b"go\n")
+        script.stdin.flush()
+        wait_until(lambda: len(list(tmp_path.glob("began-*"))) == 2, "two tasks run")
+        script.kill()
+        script.wait()
+        script.stdin.close()
+
+    wait_until(lambda: not any(map(is_alive, everyone)), f"the cluster ends: {everyone}", 10.0)
+
+
+def test_a_script_needs_no_main_guard(kind, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import gearmap
+            from dataclasses import dataclass
+
+            @dataclass
+            class Point:
+                x: int
+
+            def shift(point):
+                return Point(point.x + 1)
+
+            with gearmap.LocalCluster(2, server={kind!r}):
+                print(gearmap.map(shift, [Point(1), Point(2)]))
+            """
+        )
+    )
+
+    out = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+
+    assert (out.stdout.strip(), out.returncode) == ("[Point(x=2), Point(x=3)]", 0), out.stderr
+    assert out.stderr == ""
+
+
+def test_a_local_cluster_whose_processes_die_says_so(kind):
+    with gearmap.LocalCluster(1, server=kind) as cluster:
+        cluster.map(abs, [1])
+        result = in_background(lambda: cluster.map(time.sleep, [60]))
+        server, node = cluster._processes.pids
+        os.kill(node, signal.SIGKILL)
+
+        with pytest.raises(gearmap.ClusterBroken, match="node has ended"):
+            result(20)
+
+
+def test_a_forked_process_keeps_no_session_alive(kind, start_server, start_node, connect, key_file, tmp_path):
+    server = start_server(kind)
+    start_node(server, workers=1)
+    flag = tmp_path / "running"
+    source = """
+        import os, sys, time, pathlib, gearmap
+        server, key, flag = sys.argv[1:]
+        client = gearmap.Client(server, key=key)
+        client.submit(lambda: (pathlib.Path(flag).touch(), time.sleep(60)))
+        while not os.path.exists(flag):
+            time.sleep(0.01)
+        child = os.fork()
+        if child == 0:
+            os.close(1)
+            time.sleep(60)
+            os._exit(0)
+        print(child, flush=True)
+        time.sleep(60)
+    """
+    script = run_script(source, f"127.0.0.1:{server.port}", str(key_file), str(flag), stdout=subprocess.PIPE)
+    assert script.stdout is not None
+    forked = int(script.stdout.readline())
+    try:
+        script.kill()
+        script.communicate()
+
+        def nothing_runs():
+            rows = admin.server_status((server.host, server.port), 5.0)
+            return all(row.running == 0 for row in rows)
+
+        wait_until(nothing_runs, "the task is stopped", 5.0)
+    finally:
+        os.kill(forked, signal.SIGKILL)
+
+
+# ---------------------------------------------------------------------------------------------------- control function
+
+
+def ask_node(server, function, request, secret):
+    """Ask a node's control function as a client of it would."""
+    poller = Poller()
+    session = ServerSession((server.host, server.port))
+    unique = os.urandom(8).hex()
+    sealed = seal_request(
+        request, secret=secret, session_id=os.urandom(16), function=function, unique=unique, now=time.time()
+    )
+    session.start(time.monotonic())
+    poller.add(session)
+    until = time.monotonic() + 10
+    try:
+        while time.monotonic() < until:
+            poller.dispatch(0.1)
+            for event in session.take_events():
+                if isinstance(event, Connected):
+                    session.submit([JobRequest(1, function, unique, sealed)])
+                elif isinstance(event, WorkComplete):
+                    return open_answer(event.data, secret=secret, function=function, unique=unique)
+                elif isinstance(event, WorkFailed):
+                    return None
+            poller.update(session)
+        pytest.fail("the node does not answer")
+    finally:
+        poller.remove(session)
+        session.close()
+        poller.close()
+
+
+@pytest.fixture
+def node_function(kind, start_server, start_node, key_file):
+    server = start_server(kind)
+    start_node(server, workers=2, name="asked")
+    secret = bytes.fromhex(key_file.read_text().strip())
+
+    def functions():
+        return [row.function for row in admin.server_status((server.host, server.port), 5.0) if row.workers]
+
+    wait_until(lambda: bool(node_ids(functions(), seal.key_id(secret))), "the node serves its control function")
+    (node_id,) = node_ids(functions(), seal.key_id(secret))
+    return server, control_name(node_id, seal.key_id(secret)), secret
+
+
+def test_a_node_describes_itself_to_who_has_the_key(kind, node_function):
+    server, function, secret = node_function
+
+    answer = ask_node(server, function, {"op": "describe"}, secret)
+
+    assert answer["ok"]
+    assert (answer["name"], len(answer["workers"]), answer["queues"]) == ("asked", 2, ["default"])
+
+
+def test_a_node_stops_an_execution_when_asked(kind, node_function, connect, tmp_path):
+    server, function, secret = node_function
+    client = connect(server)
+    flag = tmp_path / "running"
+
+    def work():
+        again = flag.exists()
+        flag.touch()
+        if not again:
+            time.sleep(60)
+        return "second time"
+
+    future = client.submit(work)
+    wait_until(flag.exists, "the task runs")
+    busy = [w for w in ask_node(server, function, {"op": "describe"}, secret)["workers"] if w["busy"]]
+
+    answer = ask_node(server, function, {"op": "stop", "execution": busy[0]["execution"]}, secret)
+
+    assert answer == {"ok": True}
+    assert future.result(30) == "second time"
+
+
+def test_a_node_refuses_a_control_request_with_another_key(kind, node_function):
+    server, function, _ = node_function
+
+    assert ask_node(server, function, {"op": "drain", "grace": 0}, os.urandom(32)) is None
+
+
+def test_an_unknown_control_operation_is_answered_as_such(kind, node_function):
+    server, function, secret = node_function
+
+    answer = ask_node(server, function, {"op": "format"}, secret)
+
+    assert answer == {"ok": False, "error": "unknown operation 'format'"}
+
+
+def test_forged_and_damaged_jobs_are_refused_and_the_worker_goes_on(
+    kind, start_server, start_node, connect, key_file
+):
+    server = start_server(kind)
+    start_node(server, workers=1)
+    client = connect(server)
+    assert client.submit(abs, -1).result(30) == 1
+    lane = lane_of(key_file)
+    poller, session = Poller(), ServerSession((server.host, server.port))
+    session.start(time.monotonic())
+    poller.add(session)
+    answers = []
+    until = time.monotonic() + 10
+    while len(answers) < 3 and time.monotonic() < until:
+        poller.dispatch(0.1)
+        for event in session.take_events():
+            if isinstance(event, Connected):
+                bodies = [b"", b"GM\x01" + os.urandom(200), b'{"cmd": "rm"}']
+                session.submit([JobRequest(n, lane, os.urandom(8).hex(), body) for n, body in enumerate(bodies)])
+            elif isinstance(event, WorkFailed):
+                answers.append(event.token)
+        poller.update(session)
+    poller.remove(session)
+    session.close()
+    poller.close()
+
+    assert sorted(answers) == [0, 1, 2]
+    assert client.submit(abs, -2).result(30) == 2
+
+
+def test_the_secret_is_in_no_command_line_and_no_environment(kind, tmp_path):
+    with gearmap.LocalCluster(1, server=kind) as cluster:
+        cluster.map(abs, [1])
+        secret = cluster._processes.secret.hex()
+        everyone = [p for pid in cluster._processes.pids for p in (psutil.Process(pid),)]
+        everyone += [child for process in everyone for child in process.children(recursive=True)]
+        for process in everyone:
+            assert secret not in " ".join(process.cmdline())
+            assert secret not in " ".join(process.environ().values())
+        assert secret not in repr(cluster) + repr(cluster._processes)
+        in_child = cluster.submit(lambda: Path("/proc/self/environ").read_bytes()).result(30)
+        assert secret.encode() not in in_child
