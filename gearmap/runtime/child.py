@@ -126,6 +126,24 @@ def _become_independent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _let_go_of_forkserver()
+
+
+def _let_go_of_forkserver() -> None:
+    """Close the pipe by which a forkserver learns that its owner has gone.
+
+    `multiprocessing` hands the writing end to every child, so that a forkserver outlives its owner while one child is
+    busy. Ours must not: then its children would not end either. A task that wants a forkserver gets its own.
+    """
+    if "multiprocessing.forkserver" not in sys.modules:
+        return
+    from multiprocessing import forkserver
+
+    owner: Any = getattr(forkserver, "_forkserver", None)
+    alive_fd = getattr(owner, "_forkserver_alive_fd", None)
+    if alive_fd is not None:
+        os.close(alive_fd)
+        owner._forkserver_alive_fd = None
 
 
 def _read_job(pipe: socket.socket) -> Job | None:
