@@ -13,13 +13,14 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+from gearmap import current
 from gearmap.client import BoundOptions, Client, LocalCluster, read_config
 from gearmap.config import ServerMode, resolve_servers
 from gearmap.errors import ConfigurationError
 from gearmap.runtime import child
 from gearmap.runtime.futures import Future
 
-__all__ = ["connect", "current_client", "map", "options", "pop_client", "push_client", "starmap", "submit"]
+__all__ = ["connect", "current_client", "map", "options", "starmap", "submit"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,26 +38,7 @@ _WEB_SERVERS = (
 )
 
 _lock = threading.RLock()
-_stack: list[Client] = []
 _automatic: Client | None = None
-
-
-def push_client(client: Client) -> None:
-    """Make a client the current one."""
-    with _lock:
-        if client in _stack:
-            _stack.remove(client)
-        _stack.append(client)
-
-
-def pop_client(client: Client) -> None:
-    """Let a client be current no more; the one before it is again."""
-    global _automatic
-    with _lock:
-        if client in _stack:
-            _stack.remove(client)
-        if client is _automatic:
-            _automatic = None
 
 
 def current_client() -> Client:
@@ -68,10 +50,11 @@ def current_client() -> Client:
         If there is none and none may be started: inside a task, a web server, or with `GEARMAP_SERVERS=none`.
     """
     global _automatic
+    chosen = current.current()
+    if chosen is not None:
+        return chosen
     with _lock:
-        if _stack:
-            return _stack[-1]
-        if _automatic is None or _automatic._pid != os.getpid():
+        if _automatic is None or _automatic.is_closed:
             _automatic = _make_client()
             atexit.register(_automatic.close)
         return _automatic
@@ -109,7 +92,7 @@ def connect(servers: str | Sequence[str] | None = None, *, key: str | os.PathLik
         If no server is named anywhere, an address is malformed, or a key is needed and missing.
     """
     client = Client(servers, key=key)
-    push_client(client)
+    current.enter(client)
     return client
 
 

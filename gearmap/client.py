@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from gearmap import current
 from gearmap.cluster import LocalProcesses
 from gearmap.config import (
     MAP_ONLY,
@@ -136,6 +137,11 @@ class Client(BoundOptions):
         return f"<{type(self).__name__}: {self.where}{' (closed)' if self._closed else ''}>"
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the client was closed, or belongs to the process that this one was forked from."""
+        return self._closed or os.getpid() != self._pid
+
+    @property
     def where(self) -> str:
         """Where tasks run, and who said so."""
         if self._mode is ServerMode.INLINE:
@@ -143,9 +149,7 @@ class Client(BoundOptions):
         return f"{', '.join(map(str, self._addresses))} (from {self._addresses[0].origin})"
 
     def __enter__(self) -> Client:
-        from gearmap import api
-
-        api.push_client(self)
+        current.enter(self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -153,9 +157,7 @@ class Client(BoundOptions):
 
     def close(self) -> None:
         """Cancel what runs, leave the job servers, and stop being the current client. May be repeated."""
-        from gearmap import api
-
-        api.pop_client(self)
+        current.leave(self)
         with self._lock:
             self._closed = True
             driver, self._driver = self._driver, None

@@ -51,6 +51,7 @@ REJECTION_PAUSE = 1.0
 
 _NEVER = float("inf")
 _FRESH = History()
+_UNCHARGED = (ev.LossReason.SERVER, ev.LossReason.REJECTED, ev.LossReason.UNSENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +248,7 @@ class RunEngine:
         if event.reason is ev.LossReason.REJECTED:
             self._paused[attempt.server] = now + REJECTION_PAUSE
             self._next_check = min(self._next_check, now + REJECTION_PAUSE)
-        kind = ev.NotRunKind.DIED
-        if event.reason in (ev.LossReason.SERVER, ev.LossReason.REJECTED):
-            kind = ev.NotRunKind.AGAIN
+        kind = ev.NotRunKind.AGAIN if event.reason in _UNCHARGED else ev.NotRunKind.DIED
         report = ev.NotRunReport(kind, event.detail or event.reason.value, attempt.suspect)
         self._run_rest_again(attempt, report, None, out)
 

@@ -87,6 +87,7 @@ class LossReason(Enum):
 
     SERVER = "the job server went away"
     REJECTED = "the job server refused the job"
+    UNSENT = "it was not sent"
     WORKER = "the worker was lost"
     SILENT = "no beat for too long"
     UNREADABLE = "an outcome could not be opened"

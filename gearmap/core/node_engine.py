@@ -343,10 +343,11 @@ class NodeEngine:
                 self._draining = True
                 self._give_back_all_at = min(self._give_back_all_at, now + grace)
                 out.append(Pause())
-        self._on_time(now, out)
-        if self._draining and self.busy == 0:
-            self._exited = True
-            out.append(Exit())
+        if not self._exited:
+            self._on_time(now, out)
+            if self._draining and self.busy == 0:
+                self._exited = True
+                out.append(Exit())
         return out
 
     # ------------------------------------------------------------------------------------------------------- children
@@ -393,14 +394,22 @@ class NodeEngine:
             self._starting.discard(child)
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
-                self._exited = True
-                out.append(Exit(f"children end before they are ready: {event.detail}"))
+                self._give_up(f"children end before they are ready: {event.detail}", out)
                 return
         elif child in self._idle:
             self._idle.remove(child)
         if worker is not None:
             self._after_death(worker, event, out)
         self._part_with(child, out)
+
+    def _give_up(self, problem: str, out: list[Instruction]) -> None:
+        """End the node. A job that it still has is given back, not left to the loss of the connection."""
+        for worker, execution in enumerate(self._executions):
+            if execution is not None:
+                self._executions[worker] = None
+                out.append(AnswerNotRun(worker, execution.stopping or NodeReason.DRAINING))
+        self._exited = True
+        out.append(Exit(problem))
 
     def _after_death(self, worker: int, event: ChildGone, out: list[Instruction]) -> None:
         execution = self._executions[worker]
@@ -419,6 +428,10 @@ class NodeEngine:
         if event.expired:
             self._executions[event.worker] = None
             out.append(AnswerNotRun(event.worker, NodeReason.EXPIRED))
+        elif self._draining:
+            # It was on its way when the workers were paused. Run, it could outlive the grace that is over by now.
+            self._executions[event.worker] = None
+            out.append(AnswerNotRun(event.worker, NodeReason.DRAINING))
         elif event.avoided:
             execution.give_back_at = now + AVOID_DELAY
         else:
@@ -430,7 +443,7 @@ class NodeEngine:
     def _on_job_gone(self, worker: int, out: list[Instruction]) -> None:
         execution = self._executions[worker]
         self._executions[worker] = None
-        if execution is not None and execution.child is not None:
+        if execution is not None and execution.child is not None and execution.stopping is None:
             out.append(KillChild(execution.child))
             self._part_with(execution.child, out)
 
@@ -454,7 +467,7 @@ class NodeEngine:
 
     def _on_clients(self, event: ClientsCounted, now: float, out: list[Instruction]) -> None:
         execution = self._executions[event.worker]
-        if execution is None or execution.id != event.execution:
+        if execution is None or execution.id != event.execution or not execution.foreground:
             return
         execution.nobody_waits = 0 if event.clients else execution.nobody_waits + 1
         if execution.nobody_waits >= 2:

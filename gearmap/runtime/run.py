@@ -378,7 +378,7 @@ class Run:
             task for span in instruction.spans for task in self.consumer.claim(span.first, span.first + span.size)
         ]
         if cancelled:
-            again.append(ev.AttemptLost(instruction.attempt, ev.LossReason.REJECTED, "a task was cancelled"))
+            again.append(ev.AttemptLost(instruction.attempt, ev.LossReason.UNSENT, "a task was cancelled"))
             again.extend(ev.CancelTask(task) for task in cancelled)
             return
         unique = uuid.uuid4().hex

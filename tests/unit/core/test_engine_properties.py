@@ -7,6 +7,7 @@ its own books, and can answer anything: the truth, the truth twice, or nonsense.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -40,6 +41,7 @@ class Job:
     server: int
     tasks: list[int]
     live: bool = True
+    over: bool = False
 
 
 @dataclass
@@ -83,8 +85,6 @@ class World:
             assert all(isinstance(one, ev.DropBlock) for one in instructions)
         for one in instructions:
             self._carry_out(one, outcome)
-        if outcome is not None and outcome.final and outcome.attempt in self.jobs:
-            self.jobs[outcome.attempt].live = False
         self.check()
         return instructions
 
@@ -92,15 +92,13 @@ class World:
         if isinstance(event, ev.ServerUp):
             self.up.add(event.server)
         elif isinstance(event, ev.ServerDown):
+            if event.server in self.up:
+                self._close(job for job in self.jobs.values() if job.server == event.server)
             self.up.discard(event.server)
-            for job in self.jobs.values():
-                job.live = job.live and job.server != event.server
         elif isinstance(event, ev.WorkersSeen):
             self.workers = event.count
-        elif (isinstance(event, ev.AttemptLost) and event.attempt in self.jobs) or (
-            isinstance(event, ev.OutcomeArrived) and event.final and event.attempt in self.jobs
-        ):
-            self.jobs[event.attempt].live = False
+        elif isinstance(event, ev.AttemptLost) or (isinstance(event, ev.OutcomeArrived) and event.final):
+            self._close(job for job in self.jobs.values() if job.attempt == event.attempt)
         elif isinstance(event, ev.InputEnded):
             self.input_ended = True
         elif isinstance(event, ev.CancelRun):
@@ -109,6 +107,11 @@ class World:
             held = {task for job in self.jobs.values() if job.live for task in job.tasks}
             if 0 <= event.task < self.size and event.task not in held:
                 self.settled.setdefault(event.task, "cancelled")
+
+    @staticmethod
+    def _close(jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            job.live, job.over = False, True
 
     # --------------------------------------------------------------------------------------------- what is wanted
 
@@ -128,7 +131,10 @@ class World:
                 self._settle(task, "done")
         elif isinstance(one, ev.FailTask):
             self._settle(one.task, "failed")
-            assert one.failure in ("missing", f"failure of {one.task}")
+            if one.failure != "missing":
+                assert isinstance(one.failure, tuple)
+                attempt, position = one.failure
+                assert self.jobs[attempt].tasks[position] == one.task
         elif isinstance(one, ev.LoseTask):
             self._settle(one.task, "lost")
         elif isinstance(one, ev.CancelAttempt):
@@ -177,6 +183,8 @@ class World:
         assert {server: count for server, count in self.engine._in_flight.items() if count} == {
             server: sum(job.server == server for job in live) for server in {job.server for job in live}
         }
+        known = [] if self.ended else [job.attempt for job in self.jobs.values() if not job.over]
+        assert sorted(self.engine._attempts) == known
         shot = self.engine.snapshot(1.0)
         assert shot.settled + shot.running + shot.queued == (self.size_seen if shot.total is None else shot.total)
         assert min(shot.done, shot.failed, shot.cancelled, shot.running, shot.queued) >= 0
@@ -336,11 +344,7 @@ class HostileWorld(RuleBasedStateMachine):
         retry: bool,
     ) -> None:
         attempt = self._attempt(data)
-        job = self.world.jobs.get(attempt)
-        failures = tuple(
-            ev.TaskFailed(at, f"failure of {job.tasks[at]}" if job and 0 <= at < len(job.tasks) else "nonsense", retry)
-            for at in failed
-        )
+        failures = tuple(ev.TaskFailed(at, (attempt, at), retry) for at in failed)
         self.last = ev.OutcomeArrived(attempt, execution, worker, done, failures, report, *measure, final)
         self.world.tell(self.last)
 
@@ -412,7 +416,7 @@ class RoughCluster:
         failed = [at for at in range(stop) if job.tasks[at] in self.failing]
         good = [(at, at + 1) for at in range(stop) if at not in failed]
         report = ev.NotRunReport(ev.NotRunKind.DIED, "signal 11", stop) if bad else None
-        failures = tuple(ev.TaskFailed(at, f"failure of {job.tasks[at]}") for at in failed)
+        failures = tuple(ev.TaskFailed(at, (job.attempt, at)) for at in failed)
         half = len(good) // 2
         self.mail.append(ev.OutcomeArrived(job.attempt, execution, "w0", tuple(good[:half])))
         self.mail.append(

@@ -1,0 +1,675 @@
+"""The rules of a node: its children, its workers' jobs, its answers. Every rule is one test; the last one tries them all.
+
+The clock is an argument, so that an hour takes no time. Behaviour only: nothing here looks inside the engine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TypeVar
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from gearmap.core.node_engine import (
+    ASK_INTERVAL,
+    AVOID_DELAY,
+    BEAT_INTERVAL,
+    FIRST_BEAT,
+    MAX_FAILED_STARTS,
+    AnswerNotRun,
+    AskClients,
+    ChildGone,
+    ChildReady,
+    ClientsCounted,
+    Drain,
+    Exit,
+    Finish,
+    Forward,
+    Input,
+    Instruction,
+    JobGone,
+    JobTaken,
+    KillChild,
+    NodeEngine,
+    NodeReason,
+    OutcomeCommitted,
+    OutcomeFinal,
+    Pause,
+    RunJob,
+    SendBeat,
+    Start,
+    StartChild,
+    StopExecution,
+    Tick,
+)
+
+I = TypeVar("I")  # noqa: E741  # an instruction's class
+
+ONE, TWO, THREE = b"1" * 16, b"2" * 16, b"3" * 16
+
+
+def of_kind(kind: type[I], instructions: list[Instruction]) -> list[I]:
+    return [one for one in instructions if isinstance(one, kind)]
+
+
+def started(workers: int = 1, spares: int = 1) -> NodeEngine:
+    """A node whose children are all ready; worker n has child n, the spares come after."""
+    engine = NodeEngine(workers=workers, spares=spares)
+    for start in of_kind(StartChild, engine.handle(Start(), 0.0)):
+        engine.handle(ChildReady(start.child), 0.0)
+    return engine
+
+
+def running(workers: int = 1, *, foreground: bool = True) -> NodeEngine:
+    """A node whose worker 0 runs execution ONE on child 0 since 0.0."""
+    engine = started(workers)
+    assert engine.handle(JobTaken(0, ONE, foreground=foreground), 0.0) == [RunJob(0, 0)]
+    return engine
+
+
+def ticks(engine: NodeEngine, until: float) -> list[tuple[float, Instruction]]:
+    """Let time pass, tick by tick as the engine asks for it; return what it did, and when."""
+    done: list[tuple[float, Instruction]] = []
+    while engine.deadline is not None and engine.deadline <= until:
+        now = engine.deadline
+        done += [(now, one) for one in engine.handle(Tick(), now)]
+        assert engine.deadline is None or engine.deadline > now, "a tick that is due again at once would spin"
+    return done
+
+
+def times_of(kind: type[Instruction], done: list[tuple[float, Instruction]]) -> list[float]:
+    return [round(when, 3) for when, one in done if isinstance(one, kind)]
+
+
+# ----------------------------------------------------------------------------------------------------------- children
+
+
+@pytest.mark.parametrize(("workers", "spares", "children"), [(1, 1, 2), (4, 1, 5), (3, 0, 3), (2, 2, 4)])
+def test_a_node_starts_a_child_for_each_worker_and_the_spares(
+    workers: int, spares: int, children: int
+) -> None:
+    engine = NodeEngine(workers=workers, spares=spares)
+    assert engine.handle(Start(), 0.0) == [StartChild(number) for number in range(children)]
+
+
+def test_a_job_that_comes_before_any_child_is_ready_runs_on_the_first_that_is() -> None:
+    # given
+    engine = NodeEngine(workers=2)
+    engine.handle(Start(), 0.0)
+    assert of_kind(RunJob, engine.handle(JobTaken(1, ONE), 0.0)) == []
+    # then
+    assert engine.handle(ChildReady(2), 0.1) == [RunJob(1, 2)]
+    assert engine.handle(ChildReady(0), 0.1) == []
+
+
+def test_a_worker_keeps_its_child_from_job_to_job() -> None:
+    engine = started(workers=2)
+    children = set()
+    for execution in (ONE, TWO, THREE):
+        (run,) = of_kind(RunJob, engine.handle(JobTaken(1, execution), 0.0))
+        children.add(run.child)
+        assert engine.handle(OutcomeFinal(run.child), 0.0) == [Finish(1)]
+    assert len(children) == 1
+
+
+def test_two_workers_never_share_a_child() -> None:
+    engine = started(workers=2)
+    runs = [*engine.handle(JobTaken(0, ONE), 0.0), *engine.handle(JobTaken(1, TWO), 0.0)]
+    assert len({run.child for run in of_kind(RunJob, runs)}) == 2
+
+
+def test_who_runs_what_is_told_by_worker_and_by_child() -> None:
+    engine = running(workers=2)
+    assert (engine.busy, engine.execution_of(0), engine.execution_of(1)) == (1, ONE, None)
+    assert (engine.worker_of(0), engine.worker_of(1)) == (0, None)
+    engine.handle(OutcomeFinal(0), 1.0)
+    assert (engine.busy, engine.execution_of(0), engine.worker_of(0)) == (0, None, None)
+
+
+def test_the_spare_takes_the_place_of_a_dead_child_at_once_and_a_new_spare_is_started() -> None:
+    # given
+    engine = running()
+    # when
+    out = engine.handle(ChildGone(0, 5, "SIGSEGV"), 1.0)
+    # then
+    assert out == [AnswerNotRun(0, NodeReason.CHILD_DIED, 5, "SIGSEGV"), StartChild(2)]
+    assert engine.handle(JobTaken(0, TWO), 1.0) == [RunJob(0, 1)]
+
+
+def test_a_spare_that_dies_is_replaced() -> None:
+    engine = started()
+    assert engine.handle(ChildGone(1, None, "SIGKILL"), 1.0) == [StartChild(2)]
+    engine.handle(ChildReady(2), 1.0)
+    assert of_kind(RunJob, engine.handle(JobTaken(0, ONE), 1.0)) == [RunJob(0, 0)]
+
+
+def test_an_idle_workers_child_that_dies_is_replaced_and_nothing_is_answered() -> None:
+    engine = started()
+    assert engine.handle(ChildGone(0, None, "SIGKILL"), 1.0) == [StartChild(2)]
+    assert of_kind(RunJob, engine.handle(JobTaken(0, ONE), 1.0)) == [RunJob(0, 1)]
+
+
+def test_when_both_children_are_lost_the_job_waits_for_the_new_one() -> None:
+    engine = running()
+    engine.handle(ChildGone(1, None, "SIGKILL"), 1.0)
+    engine.handle(ChildGone(0, 0, "SIGKILL"), 1.0)
+    assert of_kind(RunJob, engine.handle(JobTaken(0, TWO), 1.0)) == []
+    assert of_kind(RunJob, engine.handle(ChildReady(2), 2.0)) == [RunJob(0, 2)]
+
+
+def test_a_child_that_dies_while_it_starts_is_started_again_and_then_the_node_gives_up() -> None:
+    # given
+    engine = NodeEngine(workers=1, spares=0)
+    engine.handle(Start(), 0.0)
+    # when
+    for number in range(MAX_FAILED_STARTS - 1):
+        assert engine.handle(ChildGone(number, None, "exit code 1"), 0.0) == [StartChild(number + 1)]
+    (end,) = engine.handle(ChildGone(MAX_FAILED_STARTS - 1, None, "exit code 1"), 0.0)
+    # then
+    assert isinstance(end, Exit)
+    assert "exit code 1" in end.problem
+    assert engine.handle(JobTaken(0, ONE), 0.0) == []
+
+
+def test_failed_starts_count_only_in_a_row() -> None:
+    engine = NodeEngine(workers=1, spares=0)
+    child = 0
+    engine.handle(Start(), 0.0)
+    for _ in range(3 * MAX_FAILED_STARTS):
+        for event in (ChildGone(child, None, "x"), ChildReady(child + 1), ChildGone(child + 1, None, "x")):
+            assert of_kind(Exit, engine.handle(event, 0.0)) == []
+        child += 2
+
+
+def test_a_node_that_gives_up_first_gives_its_jobs_back() -> None:
+    # given
+    engine = NodeEngine(workers=2, spares=0)
+    engine.handle(Start(), 0.0)
+    engine.handle(ChildReady(0), 0.0)
+    engine.handle(JobTaken(0, ONE), 0.0)  # runs
+    engine.handle(JobTaken(1, TWO), 0.0)  # waits for child 1
+    # when
+    out: list[Instruction] = []
+    for number in range(1, MAX_FAILED_STARTS + 1):
+        out = engine.handle(ChildGone(number, None, "exit code 1"), 10.0)
+    # then
+    assert {one.worker for one in of_kind(AnswerNotRun, out)} == {0, 1}
+    assert all(one.charged is None for one in of_kind(AnswerNotRun, out))
+    assert isinstance(out[-1], Exit)
+    assert len(of_kind(Exit, out)) == 1
+
+
+def test_a_child_that_nobody_started_is_ignored_when_it_says_it_is_ready() -> None:
+    engine = started()
+    assert engine.handle(ChildReady(77), 0.0) == []
+    engine.handle(JobTaken(0, ONE), 0.0)
+    assert engine.handle(ChildGone(0, 0, "x"), 0.0)[0] == AnswerNotRun(0, NodeReason.CHILD_DIED, 0, "x")
+
+
+# ------------------------------------------------------------------------------------------------- beats and outcomes
+
+
+def test_an_execution_beats_first_after_a_quarter_second_and_then_every_five() -> None:
+    engine = running(foreground=False)
+    beats = times_of(SendBeat, ticks(engine, until=16.0))
+    assert (FIRST_BEAT, BEAT_INTERVAL) == (0.25, 5.0)
+    assert beats == [0.25, 5.25, 10.25, 15.25]
+
+
+def test_a_job_that_is_shorter_than_the_first_beat_costs_none() -> None:
+    engine = running()
+    assert engine.handle(OutcomeFinal(0), 0.24) == [Finish(0)]
+    assert engine.deadline is None
+
+
+def test_each_worker_beats_for_itself() -> None:
+    engine = running(workers=2, foreground=False)
+    engine.handle(JobTaken(1, TWO, foreground=False), 0.1)
+    beats = [(round(when, 3), one) for when, one in ticks(engine, 1.0) if isinstance(one, SendBeat)]
+    assert beats == [(0.25, SendBeat(0)), (0.35, SendBeat(1))]
+
+
+def test_a_committed_outcome_is_forwarded_once_within_a_quarter_second() -> None:
+    # given
+    engine = running(foreground=False)
+    ticks(engine, 1.0)
+    # when
+    engine.handle(OutcomeCommitted(0), 1.0)
+    engine.handle(OutcomeCommitted(0), 1.2)
+    # then
+    assert times_of(Forward, ticks(engine, 4.0)) == [1.25]
+
+
+def test_outcomes_that_come_after_a_forward_are_forwarded_by_the_next() -> None:
+    engine = running(foreground=False)
+    engine.handle(OutcomeCommitted(0), 1.0)
+    engine.handle(Tick(), 1.25)
+    engine.handle(OutcomeCommitted(0), 1.3)
+    assert times_of(Forward, ticks(engine, 4.0)) == [1.55]
+
+
+def test_what_is_left_to_forward_goes_with_the_completion() -> None:
+    engine = running(foreground=False)
+    engine.handle(OutcomeCommitted(0), 0.1)
+    assert engine.handle(OutcomeFinal(0), 0.2) == [Finish(0)]
+    assert ticks(engine, 10.0) == []
+
+
+# --------------------------------------------------------------------------------------------------------- orphan guard
+
+
+def counted(engine: NodeEngine, clients: int, now: float, execution: bytes = ONE) -> list[Instruction]:
+    return engine.handle(ClientsCounted(0, execution, clients), now)
+
+
+def test_the_job_server_is_asked_again_and_again_who_waits() -> None:
+    asked = times_of(AskClients, ticks(running(), until=2.1))
+    assert asked == [ASK_INTERVAL * number for number in (1, 2, 3, 4)]
+
+
+def test_nobody_waits_twice_in_a_row_stops_the_execution() -> None:
+    engine = running()
+    assert of_kind(KillChild, counted(engine, 0, 0.5)) == []
+    assert of_kind(KillChild, counted(engine, 0, 1.0)) == [KillChild(0)]
+    assert of_kind(AnswerNotRun, engine.handle(ChildGone(0, 3, "SIGKILL"), 1.1)) == [
+        AnswerNotRun(0, NodeReason.STOPPED)
+    ]
+
+
+def test_a_client_in_between_starts_the_count_anew() -> None:
+    engine = running()
+    for now, clients in enumerate([0, 1, 0, 2, 0]):
+        assert of_kind(KillChild, counted(engine, clients, float(now))) == []
+    assert of_kind(KillChild, counted(engine, 0, 6.0)) == [KillChild(0)]
+
+
+def test_silence_of_the_job_server_is_not_news() -> None:
+    engine = running()
+    counted(engine, 0, 0.5)
+    done = ticks(engine, until=3600.0)
+    assert {type(one) for _, one in done} == {SendBeat, AskClients}
+
+
+def test_an_answer_about_an_earlier_execution_does_not_count() -> None:
+    engine = running()
+    counted(engine, 0, 0.5)
+    engine.handle(OutcomeFinal(0), 0.6)
+    engine.handle(JobTaken(0, TWO), 0.6)
+    for now in (0.7, 0.8, 0.9):
+        assert of_kind(KillChild, counted(engine, 0, now)) == []
+    assert counted(engine, 0, 1.0, execution=TWO) == []
+    assert of_kind(KillChild, counted(engine, 0, 1.1, execution=TWO)) == [KillChild(0)]
+
+
+def test_an_answer_for_a_worker_without_a_job_is_ignored() -> None:
+    engine = started()
+    assert [counted(engine, 0, now) for now in (0.5, 1.0, 1.5)] == [[], [], []]
+
+
+def test_nobody_is_asked_about_a_background_job_and_no_answer_stops_it() -> None:
+    engine = running(foreground=False)
+    assert times_of(AskClients, ticks(engine, until=60.0)) == []
+    for now in (61.0, 62.0, 63.0):
+        assert of_kind(KillChild, counted(engine, 0, now)) == []
+
+
+def test_a_job_that_still_waits_for_a_child_is_given_back_when_nobody_waits_for_it() -> None:
+    engine = NodeEngine(workers=1)
+    engine.handle(Start(), 0.0)
+    engine.handle(JobTaken(0, ONE), 0.0)
+    counted(engine, 0, 0.1)
+    assert counted(engine, 0, 0.2) == [AnswerNotRun(0, NodeReason.STOPPED)]
+    assert of_kind(RunJob, engine.handle(ChildReady(0), 0.3)) == []
+
+
+# ------------------------------------------------------------------------------------------------- stopping and killing
+
+
+def test_a_stopped_execution_kills_its_child_and_is_answered_when_that_is_gone() -> None:
+    # given
+    engine = running()
+    # when
+    out = engine.handle(StopExecution(ONE), 1.0)
+    # then
+    assert out == [KillChild(0), StartChild(2)]
+    assert engine.busy == 1
+    assert of_kind(AnswerNotRun, engine.handle(ChildGone(0, 4, "SIGKILL"), 1.1)) == [
+        AnswerNotRun(0, NodeReason.STOPPED)
+    ]
+    assert engine.busy == 0
+
+
+def test_stopping_twice_kills_once() -> None:
+    engine = running()
+    engine.handle(StopExecution(ONE), 1.0)
+    assert engine.handle(StopExecution(ONE), 1.0) == []
+
+
+def test_stopping_an_unknown_execution_does_nothing() -> None:
+    assert running().handle(StopExecution(TWO), 0.1) == []
+
+
+def test_a_stopped_execution_neither_beats_nor_asks_any_more() -> None:
+    engine = running()
+    engine.handle(StopExecution(ONE), 0.1)
+    assert ticks(engine, 60.0) == []
+
+
+def test_a_killed_child_gets_no_new_job() -> None:
+    # given
+    engine = running()
+    engine.handle(JobGone(0), 1.0)
+    # then
+    assert engine.handle(JobTaken(0, TWO), 1.0) == [RunJob(0, 1)]
+    assert of_kind(RunJob, engine.handle(ChildGone(0, 0, "SIGKILL"), 1.1)) == []
+    assert engine.handle(OutcomeFinal(1), 1.2) == [Finish(0)]
+
+
+def test_a_final_outcome_that_overtakes_the_kill_finishes_the_job_and_the_child_still_gets_no_other() -> None:
+    # given
+    engine = running()
+    engine.handle(StopExecution(ONE), 1.0)
+    # when
+    assert engine.handle(OutcomeFinal(0), 1.0) == [Finish(0)]
+    # then
+    assert engine.handle(JobTaken(0, TWO), 1.0) == [RunJob(0, 1)]
+    assert of_kind(AnswerNotRun, engine.handle(ChildGone(0, 0, "SIGKILL"), 1.1)) == []
+    assert engine.execution_of(0) == TWO
+
+
+def test_a_job_whose_connection_is_lost_is_killed_and_not_answered() -> None:
+    engine = running()
+    assert engine.handle(JobGone(0), 1.0) == [KillChild(0), StartChild(2)]
+    assert engine.busy == 0
+    assert of_kind(AnswerNotRun, engine.handle(ChildGone(0, 0, "SIGKILL"), 1.1)) == []
+    assert ticks(engine, 60.0) == []
+
+
+def test_a_lost_job_that_no_child_had_kills_nothing() -> None:
+    engine = started()
+    engine.handle(JobTaken(0, ONE, avoided=True), 0.0)
+    assert engine.handle(JobGone(0), 0.1) == []
+    assert ticks(engine, 60.0) == []
+
+
+def test_an_outcome_of_a_lost_job_is_dropped() -> None:
+    engine = running()
+    engine.handle(JobGone(0), 1.0)
+    assert engine.handle(OutcomeFinal(0), 1.0) == []
+    assert engine.handle(OutcomeCommitted(0), 1.0) == []
+
+
+# -------------------------------------------------------------------------------------------------- avoided and expired
+
+
+def test_an_avoided_job_is_given_back_after_a_moment_and_never_run() -> None:
+    engine = started()
+    assert engine.handle(JobTaken(0, ONE, avoided=True), 1.0) == []
+    assert ticks(engine, 60.0) == [(1.0 + AVOID_DELAY, AnswerNotRun(0, NodeReason.AVOIDED))]
+    assert AVOID_DELAY == 0.2
+
+
+def test_an_avoided_job_that_is_stopped_is_given_back_at_once() -> None:
+    engine = started()
+    engine.handle(JobTaken(0, ONE, avoided=True), 1.0)
+    assert engine.handle(StopExecution(ONE), 1.1) == [AnswerNotRun(0, NodeReason.STOPPED)]
+
+
+@pytest.mark.parametrize("avoided", [False, True])
+def test_an_expired_job_is_answered_at_once(avoided: bool) -> None:
+    engine = started()
+    out = engine.handle(JobTaken(0, ONE, expired=True, avoided=avoided), 1.0)
+    assert out == [AnswerNotRun(0, NodeReason.EXPIRED)]
+    assert engine.busy == 0
+
+
+# -------------------------------------------------------------------------------------------------------------- drain
+
+
+def test_an_idle_node_that_is_drained_leaves_at_once() -> None:
+    engine = started()
+    assert engine.handle(Drain(10.0), 0.0) == [Pause(), Exit()]
+
+
+def test_a_drained_node_lets_its_jobs_finish_and_leaves_then() -> None:
+    engine = running(workers=2)
+    assert engine.handle(Drain(10.0), 0.1) == [Pause()]
+    assert of_kind(Exit, [one for _, one in ticks(engine, 9.0)]) == []
+    assert engine.handle(OutcomeFinal(0), 9.0) == [Finish(0), Exit()]
+
+
+def test_what_runs_longer_than_the_grace_is_given_back() -> None:
+    # given
+    engine = running()
+    engine.handle(Drain(10.0), 1.0)
+    # when
+    done = ticks(engine, 60.0)
+    # then
+    assert times_of(KillChild, done) == [11.0]
+    assert engine.handle(ChildGone(0, 7, "SIGKILL"), 11.1) == [AnswerNotRun(0, NodeReason.DRAINING), Exit()]
+
+
+def test_a_shorter_grace_wins_and_a_longer_one_does_not() -> None:
+    engine = running()
+    engine.handle(Drain(10.0), 0.0)
+    engine.handle(Drain(60.0), 1.0)
+    engine.handle(Drain(2.0), 1.0)
+    assert times_of(KillChild, ticks(engine, 60.0)) == [3.0]
+
+
+def test_a_drained_node_starts_no_child() -> None:
+    engine = running(workers=2)
+    engine.handle(Drain(10.0), 1.0)
+    assert of_kind(StartChild, engine.handle(ChildGone(1, None, "SIGKILL"), 1.0)) == []
+
+
+@pytest.mark.parametrize("grace", [0.0, 10.0])
+def test_a_job_that_was_on_its_way_when_the_drain_began_is_given_back(grace: float) -> None:
+    # given
+    engine = running(workers=2)
+    engine.handle(Drain(grace), 1.0)
+    # when
+    out = engine.handle(JobTaken(1, TWO), 1.0)
+    # then
+    assert of_kind(AnswerNotRun, out) == [AnswerNotRun(1, NodeReason.DRAINING)]
+    assert of_kind(RunJob, out) == []
+
+
+def test_a_job_without_a_child_is_given_back_when_the_grace_is_over() -> None:
+    engine = NodeEngine(workers=1)
+    engine.handle(Start(), 0.0)
+    engine.handle(JobTaken(0, ONE), 0.0)
+    engine.handle(Drain(1.0), 0.0)
+    done = ticks(engine, 60.0)
+    assert done[-2:] == [(1.0, AnswerNotRun(0, NodeReason.DRAINING)), (1.0, Exit())]
+
+
+def test_an_exit_is_said_once_and_nothing_after_it() -> None:
+    engine = started()
+    engine.handle(Drain(0.0), 0.0)
+    events: list[Input] = [Drain(0.0), Tick(), JobTaken(0, ONE), ChildGone(0, 0, "x"), ChildReady(1), Start()]
+    assert [engine.handle(event, 1.0) for event in events] == [[]] * len(events)
+
+
+def test_an_idle_node_wants_no_tick() -> None:
+    assert started().deadline is None
+
+
+# ---------------------------------------------------------------------------------------------------- any order of events
+
+
+class NodeMachine(RuleBasedStateMachine):
+    """Events in any order that a node can meet, against a plain model of what is owed to whom."""
+
+    @initialize(workers=st.integers(1, 3), spares=st.integers(0, 2))
+    def start(self, workers: int, spares: int) -> None:
+        self.engine = NodeEngine(workers=workers, spares=spares)
+        self.workers, self.spares = workers, spares
+        self.now = 0.0
+        self.starting: set[int] = set()
+        self.ready: set[int] = set()
+        self.dying: set[int] = set()
+        self.held: dict[int, bytes] = {}  # worker -> execution that it owes an answer for
+        self.runs: dict[int, int] = {}  # worker -> child
+        self.background: set[bytes] = set()
+        self.answers: Counter[bytes] = Counter()
+        self.executions = 0
+        self.draining = False
+        self.exits = 0
+        self.send(Start())
+
+    def send(self, event: Input) -> None:
+        out = self.engine.handle(event, self.now)
+        assert not out or not self.exits, "an instruction after the exit"
+        for one in out:
+            assert not self.exits, "an instruction after the exit"
+            self.obey(one)
+
+    def obey(self, one: Instruction) -> None:
+        match one:
+            case StartChild(child):
+                assert not self.draining
+                assert child not in self.starting | self.ready | self.dying
+                self.starting.add(child)
+            case KillChild(child):
+                assert child in self.ready, "killed twice, or never there"
+                self.ready.discard(child)
+                self.dying.add(child)
+            case RunJob(worker, child):
+                assert child in self.ready, "a job for a child that is not alive"
+                assert child not in self.runs.values(), "two workers share a child"
+                assert worker in self.held
+                assert worker not in self.runs, "a job that is run twice"
+                self.runs[worker] = child
+            case Finish(worker):
+                assert worker in self.runs, "a completion of a job that did not run"
+                self.settle(worker)
+            case AnswerNotRun(worker, reason, charged):
+                assert charged is None or reason is NodeReason.CHILD_DIED
+                self.settle(worker)
+            case Forward(worker) | SendBeat(worker):
+                assert worker in self.held
+            case AskClients(worker):
+                assert self.held[worker] not in self.background
+            case Pause():
+                assert self.draining
+            case Exit(problem):
+                assert problem or self.draining
+                assert not self.held, "a job that is never answered"
+                self.exits += 1
+
+    def settle(self, worker: int) -> None:
+        self.answers[self.held.pop(worker)] += 1
+        self.runs.pop(worker, None)
+
+    @precondition(lambda self: not self.exits)
+    @rule(
+        worker=st.integers(0, 2),
+        foreground=st.booleans(),
+        fate=st.sampled_from(["run", "run", "run", "avoided", "expired"]),
+    )
+    def take_a_job(self, worker: int, foreground: bool, fate: str) -> None:
+        if worker >= self.workers or worker in self.held:
+            return
+        execution = self.executions.to_bytes(16, "big")
+        self.executions += 1
+        self.held[worker] = execution
+        if not foreground:
+            self.background.add(execution)
+        self.send(
+            JobTaken(worker, execution, foreground, avoided=fate == "avoided", expired=fate == "expired"),
+        )
+
+    @rule(worker=st.integers(0, 2))
+    def lose_the_connection(self, worker: int) -> None:
+        if worker in self.held and not self.exits:
+            self.answers[self.held.pop(worker)] += 1
+            self.runs.pop(worker, None)
+            self.send(JobGone(worker))
+
+    @rule(data=st.data())
+    def become_ready(self, data: st.DataObject) -> None:
+        if self.starting:
+            child = data.draw(st.sampled_from(sorted(self.starting)))
+            self.starting.discard(child)
+            self.ready.add(child)
+            self.send(ChildReady(child))
+
+    @rule(data=st.data(), position=st.none() | st.integers(0, 9))
+    def die(self, data: st.DataObject, position: int | None) -> None:
+        alive = sorted(self.starting | self.ready | self.dying)
+        if alive:
+            child = data.draw(st.sampled_from(alive))
+            for group in (self.starting, self.ready, self.dying):
+                group.discard(child)
+            self.send(ChildGone(child, position, "SIGKILL"))
+
+    @rule(data=st.data(), final=st.booleans())
+    def commit(self, data: st.DataObject, final: bool) -> None:
+        if self.runs:
+            child = self.runs[data.draw(st.sampled_from(sorted(self.runs)))]
+            self.send(OutcomeFinal(child) if final else OutcomeCommitted(child))
+
+    @rule(data=st.data(), clients=st.sampled_from([0, 0, 1]))
+    def count_clients(self, data: st.DataObject, clients: int) -> None:
+        if self.held:
+            worker = data.draw(st.sampled_from(sorted(self.held)))
+            self.send(ClientsCounted(worker, self.held[worker], clients))
+
+    @rule(data=st.data())
+    def stop(self, data: st.DataObject) -> None:
+        if self.held:
+            self.send(StopExecution(data.draw(st.sampled_from(sorted(self.held.values())))))
+
+    @precondition(lambda self: self.executions > 3)
+    @rule(grace=st.sampled_from([0.0, 1.0, 30.0]))
+    def drain(self, grace: float) -> None:
+        self.draining = True
+        self.send(Drain(grace))
+
+    @rule(step=st.sampled_from([0.0, 0.1, 0.25, 0.5, 5.0]))
+    def let_time_pass(self, step: float) -> None:
+        self.now += step
+        self.send(Tick())
+
+    @invariant()
+    def children_are_as_many_as_needed_and_no_more(self) -> None:
+        if not self.exits and not self.draining:
+            assert len(self.starting | self.ready) == self.workers + self.spares
+
+    @invariant()
+    def a_ready_child_is_not_kept_from_a_job_that_waits(self) -> None:
+        if not self.exits and len(self.ready) >= self.workers:
+            assert all(worker in self.runs or self.engine.deadline is not None for worker in self.held)
+
+    @invariant()
+    def the_engine_knows_what_it_owes(self) -> None:
+        if not self.exits:
+            assert self.engine.busy == len(self.held)
+            assert {w: self.engine.execution_of(w) for w in self.held} == self.held
+            assert self.engine.deadline is None or self.engine.deadline > self.now
+
+    def teardown(self) -> None:
+        """Whatever went before: drain the node, let its children die, and every job is answered once."""
+        self.draining = True
+        self.send(Drain(0.0))
+        self.now += 60.0
+        self.send(Tick())
+        for child in sorted(self.dying):
+            self.send(ChildGone(child, None, "SIGKILL"))
+        assert not self.held
+        assert self.exits == 1
+        assert all(self.answers[number.to_bytes(16, "big")] == 1 for number in range(self.executions))
+
+
+TestAnyOrderOfEvents = NodeMachine.TestCase
+TestAnyOrderOfEvents.settings = settings(
+    max_examples=100,
+    stateful_step_count=30,
+    deadline=None,
+    report_multiple_bugs=False,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+)
