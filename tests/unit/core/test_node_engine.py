@@ -1,4 +1,4 @@
-"""The rules of a node: its children, its workers' jobs, its answers. Every rule is one test; the last one tries them all.
+"""The rules of a node: its children, its workers' jobs, its answers. One test for each rule; the last tries all.
 
 The clock is an argument, so that an hour takes no time. Behaviour only: nothing here looks inside the engine.
 """
@@ -88,9 +88,7 @@ def times_of(kind: type[Instruction], done: list[tuple[float, Instruction]]) -> 
 
 
 @pytest.mark.parametrize(("workers", "spares", "children"), [(1, 1, 2), (4, 1, 5), (3, 0, 3), (2, 2, 4)])
-def test_a_node_starts_a_child_for_each_worker_and_the_spares(
-    workers: int, spares: int, children: int
-) -> None:
+def test_a_node_starts_a_child_for_each_worker_and_the_spares(workers: int, spares: int, children: int) -> None:
     engine = NodeEngine(workers=workers, spares=spares)
     assert engine.handle(Start(), 0.0) == [StartChild(number) for number in range(children)]
 
@@ -455,8 +453,8 @@ def test_what_runs_longer_than_the_grace_is_given_back() -> None:
 def test_a_shorter_grace_wins_and_a_longer_one_does_not() -> None:
     engine = running()
     engine.handle(Drain(10.0), 0.0)
-    engine.handle(Drain(60.0), 1.0)
     engine.handle(Drain(2.0), 1.0)
+    engine.handle(Drain(60.0), 1.0)
     assert times_of(KillChild, ticks(engine, 60.0)) == [3.0]
 
 
@@ -498,7 +496,7 @@ def test_an_idle_node_wants_no_tick() -> None:
     assert started().deadline is None
 
 
-# ---------------------------------------------------------------------------------------------------- any order of events
+# ------------------------------------------------------------------------------------------------ events in any order
 
 
 class NodeMachine(RuleBasedStateMachine):
