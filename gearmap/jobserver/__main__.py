@@ -15,8 +15,9 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from gearmap.jobserver.shell import listen, raise_file_limit, serve
-from gearmap.jobserver.state import ServerOptions
+from gearmap.jobserver.records import ServerOptions
+from gearmap.jobserver.shell import serve
+from gearmap.jobserver.sockets import listen, raise_file_limit
 
 __all__ = ["main"]
 

@@ -12,7 +12,8 @@ from typing import Final
 
 from gearmap.errors import ProtocolError
 from gearmap.jobserver.protocol import leading_int
-from gearmap.jobserver.state import HIGH, LOW, NORMAL, JobTable
+from gearmap.jobserver.records import HIGH, LOW, NORMAL
+from gearmap.jobserver.state import JobTable
 
 __all__ = ["SERVER_VERSION", "answer_line"]
 

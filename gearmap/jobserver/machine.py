@@ -25,7 +25,8 @@ from gearmap.jobserver.protocol import (
     split_args,
     split_data,
 )
-from gearmap.jobserver.state import HIGH, LOW, NORMAL, Job, JobState, JobTable, Peer, ServerOptions
+from gearmap.jobserver.records import HIGH, LOW, NORMAL, Job, JobState, Peer, ServerOptions
+from gearmap.jobserver.state import JobTable
 
 __all__ = ["Machine"]
 

@@ -15,17 +15,14 @@ import json
 import logging
 import os
 import re
-import selectors
 import shutil
-import signal
 import socket
-import subprocess
 import tempfile
 import time
-import weakref
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from gearmap.errors import ConfigurationError, ServerUnavailable
+from gearmap.jobserver.child import Child, guarded
 from gearmap.jobserver.commandline import LaunchOptions, embedded_command, find_gearmand, gearmand_command
 
 __all__ = ["LaunchOptions", "PendingServer", "ServerProcess", "find_gearmand", "launch", "start_job_server"]
@@ -40,142 +37,9 @@ MAX_PORT_ATTEMPTS: Final = 5
 ANSWER_TIMEOUT: Final = 1.0
 STOP_TIMEOUT: Final = 5.0
 
-# gearmand cannot watch a pipe, so a shell does: $1 is the directory to clean up, the rest the command. The end of
-# standard input ends the server, and the end of the server ends the shell. `read` is built in: no process is left over.
-_GUARD: Final = """
-dir=$1; shift
-exec 3<&0
-"$@" </dev/null 3<&- &
-server=$!
-echo "$server"
-exec >&-
-(
-  read -r _ <&3
-  kill "$server"
-  sleep 5 &
-  nap=$!
-  trap 'kill "$nap"; exit' TERM
-  wait "$nap"
-  kill -9 "$server"
-) 2>/dev/null &
-watch=$!
-wait "$server"
-status=$?
-kill "$watch" 2>/dev/null
-rm -rf "$dir"
-exit "$status"
-"""
-
 
 class _PortTaken(ServerUnavailable):
     """Somebody else has the port."""
-
-
-class _Child:
-    """A started process, the pipe it lives by, and its temporary directory."""
-
-    def __init__(self, command: list[str], directory: str) -> None:
-        self.directory = directory
-        self.owner_pid = os.getpid()
-        # Not the process that we wait for where a shell stands between.
-        self.server_pid: int | None = None
-        # Open as long as the child is there, so that its last words can be read.
-        self.messages: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        try:
-            # A session of its own: Ctrl-C in our terminal is not meant for the server.
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.messages,
-                start_new_session=True,
-                close_fds=True,
-            )
-        except BaseException:
-            self.messages.close()
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
-        _close_lifeline_after_fork(self)
-
-    @property
-    def is_ours(self) -> bool:
-        return os.getpid() == self.owner_pid
-
-    @property
-    def is_alive(self) -> bool:
-        return self.is_ours and self.process.poll() is None
-
-    def close_lifeline(self) -> None:
-        if self.process.stdin is not None:
-            try:
-                self.process.stdin.close()
-            except OSError:
-                pass
-
-    def read_line(self, deadline: float) -> bytes:
-        """Return the first line of standard output; what came so far if it ends or the deadline passes."""
-        stdout = self.process.stdout
-        assert stdout is not None
-        line = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                timeout = deadline - time.monotonic()
-                if timeout <= 0 or not selector.select(timeout):
-                    break
-                data = os.read(stdout.fileno(), 4096)
-                if not data:
-                    break
-                line += data
-        return line
-
-    def read_messages(self) -> str:
-        """Return the last that the child wrote to standard error."""
-        size = self.messages.seek(0, os.SEEK_END)
-        self.messages.seek(max(0, size - 2000))
-        return self.messages.read().decode(errors="replace").strip()
-
-    def stop(self, timeout: float) -> None:
-        self.close_lifeline()
-        try:
-            self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.kill()
-        self.release()
-
-    def kill(self) -> None:
-        self.close_lifeline()
-        # The server first: while its parent, perhaps a shell, is there, its number is not given to another process.
-        if self.process.poll() is None and self.server_pid is not None:
-            try:
-                os.kill(self.server_pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        try:
-            self.process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def release(self) -> None:
-        """Close what is left in this process, and remove the directory."""
-        self.close_lifeline()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        self.messages.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def _close_lifeline_after_fork(child: _Child) -> None:
-    """Keep a forked process from holding the pipe, and with it the server, when its parent has died."""
-    reference = weakref.ref(child)
-
-    def close() -> None:
-        child = reference()
-        if child is not None:
-            child.close_lifeline()
-
-    os.register_at_fork(after_in_child=close)
 
 
 class ServerProcess:
@@ -191,7 +55,7 @@ class ServerProcess:
         Its process.
     """
 
-    def __init__(self, child: _Child, *, kind: str, host: str, port: int, pid: int) -> None:
+    def __init__(self, child: Child, *, kind: str, host: str, port: int, pid: int) -> None:
         self._child = child
         self.kind = kind
         self.host = host
@@ -270,17 +134,17 @@ class PendingServer:
         elif self._child.is_ours:
             self._child.stop(STOP_TIMEOUT)
 
-    def _start(self) -> _Child:
+    def _start(self) -> Child:
         host, port = self._options.host, self._options.port
         if self._program is not None and port != 0 and not _is_free(host, port):
             raise _PortTaken(f"cannot listen on {host}:{port}: the port is taken")
-        directory = tempfile.mkdtemp(prefix="gearmap-server-")
         if self._program is None:
-            return _Child(embedded_command(self._options), directory)
+            return Child(embedded_command(self._options))
+        directory = tempfile.mkdtemp(prefix="gearmap-server-")
         self._port = self._options.port or _free_port(self._options.host)
         pid_file = os.path.join(directory, "pid")
         command = gearmand_command(self._program, self._options, port=self._port, pid_file=pid_file)
-        return _Child(["/bin/sh", "-c", _GUARD, "gearmap-guard", directory, *command], directory)
+        return Child(guarded(command, directory), directory)
 
     def _can_start_again(self, error: ServerUnavailable, attempt: int) -> bool:
         if self._program is None:

@@ -75,7 +75,7 @@ LARGE_BODY_BYTES: Final = 65536
 GROWTH_BYTES: Final = 1 << 20
 
 _HEADER = Struct(">4sII")
-_ZEROS = bytes(GROWTH_BYTES)
+_ZEROS = memoryview(bytes(GROWTH_BYTES))
 
 
 class Packet(NamedTuple):
@@ -147,7 +147,7 @@ class PacketReader:
         if self._body_filled == len(body):
             # Here and not in `filled`: the event loop holds the last view while it tells how much came.
             missing = self._body_size - self._body_filled
-            body += _ZEROS if missing >= GROWTH_BYTES else _ZEROS[:missing]
+            body += _ZEROS[: min(missing, GROWTH_BYTES)]
         return memoryview(body)[self._body_filled :]
 
     def filled(self, n_bytes: int) -> None:
@@ -195,7 +195,7 @@ class PacketReader:
         return Packet(TEXT_LINE, line[:-1] if line.endswith(b"\r") else line)
 
     def _begin_large_body(self, command: int, size: int, begin: int) -> None:
-        self._body = bytearray(self._buffer[begin:])
+        self._body = bytearray(memoryview(self._buffer)[begin:])
         self._body_command, self._body_size, self._body_filled = command, size, len(self._body)
         self._buffer, self._pos = b"", 0
 

@@ -26,26 +26,22 @@ from typing import Final
 
 from gearmap.errors import ProtocolError
 from gearmap.jobserver.machine import Machine
-from gearmap.jobserver.protocol import MAX_BODY_BYTES, Data, PacketReader
-from gearmap.jobserver.state import Peer, ServerOptions
+from gearmap.jobserver.protocol import MAX_BODY_BYTES, TEXT_LINE, Data, PacketReader
+from gearmap.jobserver.records import Peer, ServerOptions
+from gearmap.jobserver.sockets import BACKLOG, tune
 
 __all__ = ["Limits", "serve"]
 
 logger = logging.getLogger(__name__)
 
-BACKLOG: Final = 1024
 # One read. Larger: fewer system calls for bulk data; smaller: better turns between connections.
-SCRATCH_BYTES: Final = 256 * 1024
+SCRATCH_BYTES: Final = 64 * 1024
 # What the transport gets at once. Larger: fewer turns of the loop; smaller: less copying of what it could not send.
 WRITE_BYTES: Final = 256 * 1024
 # Packets handled between two looks at the outboxes. Larger: fewer sends; smaller: limits are kept more closely.
 PACKETS_PER_FLUSH: Final = 256
 # How long a connection that is being closed may take to fetch its last answers.
 CLOSE_TIMEOUT: Final = 5.0
-# Seconds, probes: a vanished host is noticed after about two minutes.
-KEEPALIVE_IDLE: Final = 60
-KEEPALIVE_INTERVAL: Final = 15
-KEEPALIVE_COUNT: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +126,7 @@ class _Connection(asyncio.BufferedProtocol):
         # Pause at the first byte that the kernel does not take: what waits, waits in our outbox, uncopied.
         transport.set_write_buffer_limits(high=0)
         sock = transport.get_extra_info("socket")
-        _tune(sock)
+        tune(sock)
         address = (transport.get_extra_info("peername") or ("?",))[0]
         self._peer = _ConnectedPeer(self, sock.fileno(), str(address).encode())
         self._server.connections.add(self)
@@ -202,6 +198,9 @@ class _Connection(asyncio.BufferedProtocol):
                         is_more = False
                         break
                     handle(peer, packet.command, packet.body)
+                    if packet.command == TEXT_LINE:
+                        # A listing may be very long: look at the outbox before the next one.
+                        break
             except ProtocolError as error:
                 logger.info("closing connection %d: %s", peer.number, error)
                 self._close_after_error()
@@ -300,44 +299,6 @@ class _Connection(asyncio.BufferedProtocol):
         if not self._blockers and not self._is_closing:
             self._last_read = time.monotonic()
             self._transport.resume_reading()
-
-
-def _tune(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
-        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
-        ("TCP_KEEPCNT", KEEPALIVE_COUNT),
-    ):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def raise_file_limit() -> None:
-    """Allow as many connections as the system lets this user have."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ValueError, OSError):
-        # macOS reports "unlimited" and accepts less; the soft limit then stays.
-        pass
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; the first address of `host` is used.
-
-    Raises
-    ------
-    OSError
-        If the address does not exist or is taken.
-    """
-    family, _, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    return socket.create_server((str(address[0]), int(address[1])), family=family, backlog=BACKLOG)
 
 
 def serve(

@@ -21,7 +21,8 @@ SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from gearmap.jobserver import machine, shell
-from gearmap.jobserver.state import ServerOptions
+from gearmap.jobserver.records import ServerOptions
+from gearmap.jobserver.sockets import listen
 
 def answer_line(table, line, *, pid):
     if line == b"boom":
@@ -29,7 +30,7 @@ def answer_line(table, line, *, pid):
     return b"OK\\n"
 
 machine.answer_line = answer_line
-listener = shell.listen("127.0.0.1", 0)
+listener = listen("127.0.0.1", 0)
 port = listener.getsockname()[1]
 limits = shell.Limits(header_timeout=0.2, body_timeout=0.4, sweep_delay=0.05)
 shell.serve(listener, ServerOptions(), limits=limits, lifeline=0, on_ready=lambda: print(json.dumps(port), flush=True))

@@ -19,7 +19,9 @@ def gearman(job_server):
 
     def run(*args, data=b""):
         command = [program, "-h", job_server.host, "-p", str(job_server.port), *args]
-        return subprocess.run(command, input=data, stdout=subprocess.PIPE, timeout=DEADLINE, check=True).stdout
+        return subprocess.run(
+            command, input=data, stdout=subprocess.PIPE, timeout=DEADLINE, check=True
+        ).stdout
 
     return run
 
@@ -31,7 +33,17 @@ def gearman_worker(job_server, connect):
     processes = []
 
     def start(function, *args):
-        command = [program, "-h", job_server.host, "-p", str(job_server.port), "-w", "-f", function.decode(), *args]
+        command = [
+            program,
+            "-h",
+            job_server.host,
+            "-p",
+            str(job_server.port),
+            "-w",
+            "-f",
+            function.decode(),
+            *args,
+        ]
         processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
         witness = connect()
         while not any(
@@ -54,7 +66,9 @@ def gearadmin(job_server):
 
     def run(*args):
         command = [program, "-h", job_server.host, "-p", str(job_server.port), *args]
-        return subprocess.run(command, stdout=subprocess.PIPE, timeout=DEADLINE, check=True).stdout.splitlines()
+        return subprocess.run(
+            command, stdout=subprocess.PIPE, timeout=DEADLINE, check=True
+        ).stdout.splitlines()
 
     return run
 
@@ -67,6 +81,7 @@ def test_a_foreground_job_between_two_gearman_programs(gearman, gearman_worker, 
     assert gearman("-f", f.decode(), data=b"shout") == b"SHOUT"
 
 
+@pytest.mark.slow
 def test_two_megabytes_there_and_back_between_two_gearman_programs(gearman, gearman_worker, f, tmp_path):
     # `gearman` writes all before it reads, so a plain `cat` would wait for it and it for `cat`.
     gearman_worker(f, "--", "sh", "-c", 'cat >"$1"; cat "$1"', "sh", str(tmp_path / "data"))

@@ -179,56 +179,63 @@ time.sleep(60)
 """
 
 
-def start_parent(kind, then=""):
-    """Start a Python that starts a server; return both process ids and the port."""
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(then=then), ROOT, kind], stdout=subprocess.PIPE, start_new_session=True
-    )
-    pid, port = map(int, parent.stdout.readline().split())
-    return parent, pid, port
+@pytest.fixture
+def start_parent(kind):
+    """A function that starts a Python that starts a server; it gives the parent, the server's process id and port."""
+    parents = []
+
+    def start(then=""):
+        command = [sys.executable, "-c", PARENT.format(then=then), ROOT, kind]
+        parent = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        parents.append(parent)
+        pid, port = map(int, parent.stdout.readline().split())
+        return parent, pid, port
+
+    yield start
+    for parent in parents:
+        # With its children, which stay in its group when it is gone; the server has a session of its own.
+        try:
+            os.killpg(parent.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        parent.wait(DEADLINE)
+        parent.stdout.close()
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_server_ends_with_its_parent_however_it_ends(kind, signal_number):
-    parent, pid, port = start_parent(kind)
-    with parent.stdout:
-        os.kill(parent.pid, signal_number)
-        parent.wait(DEADLINE)
-        wait_until_gone(pid)
-        wait_until_refused(port)
+def test_a_server_ends_with_its_parent_however_it_ends(start_parent, signal_number):
+    parent, pid, port = start_parent()
+    os.kill(parent.pid, signal_number)
+    parent.wait(DEADLINE)
+    wait_until_gone(pid)
+    wait_until_refused(port)
 
 
-def test_a_forked_child_neither_stops_the_server_nor_keeps_it_alive(kind):
-    # The child forgets its part of the server at once, tries to stop it, and then outlives the parent.
-    then = (
-        "import os\nchild = os.fork()\nif child == 0:\n    server.stop()\n    assert not server.alive\n"
-        "    os.write(1, b'tried\\n')\n    time.sleep(60)\n    os._exit(0)\nprint(child, flush=True)"
-    )
-    parent, pid, port = start_parent(kind, then)
-    with parent.stdout:
-        lines = sorted([parent.stdout.readline().strip(), parent.stdout.readline().strip()])
-        child = int(lines[0])
-        try:
-            assert lines[1] == b"tried"
-            socket.create_connection(("127.0.0.1", port), 5.0).close()
-            os.kill(parent.pid, signal.SIGKILL)
-            parent.wait(DEADLINE)
-            wait_until_gone(pid)
-        finally:
-            os.kill(child, signal.SIGKILL)
+def test_a_forked_child_neither_stops_the_server_nor_keeps_it_alive(start_parent):
+    then = """
+import os
+if os.fork() == 0:
+    server.stop()
+    assert not server.alive
+    os.write(1, b"tried to stop it\\n")
+    time.sleep(60)
+    os._exit(0)
+"""
+    parent, pid, port = start_parent(then)
+    assert parent.stdout.readline() == b"tried to stop it\n"
+    socket.create_connection(("127.0.0.1", port), 5.0).close()
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait(DEADLINE)
+    wait_until_gone(pid)
 
 
-def test_other_children_of_the_parent_do_not_keep_the_server_alive(kind):
-    then = "import subprocess\nother = subprocess.Popen(['sleep', '60'], close_fds=False)\nprint(other.pid, flush=True)"
-    parent, pid, _ = start_parent(kind, then)
-    with parent.stdout:
-        other = int(parent.stdout.readline())
-        try:
-            os.kill(parent.pid, signal.SIGKILL)
-            parent.wait(DEADLINE)
-            wait_until_gone(pid)
-        finally:
-            os.kill(other, signal.SIGKILL)
+def test_other_children_of_the_parent_do_not_keep_the_server_alive(start_parent):
+    then = "import os, subprocess\nsubprocess.Popen(['sleep', '60'], close_fds=False)\nos.write(1, b'started\\n')"
+    parent, pid, _ = start_parent(then)
+    assert parent.stdout.readline() == b"started\n"
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait(DEADLINE)
+    wait_until_gone(pid)
 
 
 def test_an_embedded_server_ignores_modules_in_the_current_directory(tmp_path, monkeypatch):
@@ -331,6 +338,8 @@ def test_the_flags_of_gearmand_stay_within_the_hard_limit_of_files(monkeypatch):
 
 
 def test_the_flags_of_the_embedded_server_carry_the_options():
-    command = embedded_command(LaunchOptions(port=4730, job_retries=7, workers_wake_one=True, verbose=2, log="x"))
+    command = embedded_command(
+        LaunchOptions(port=4730, job_retries=7, workers_wake_one=True, verbose=2, log="x")
+    )
     assert command[command.index("--job-retries") + 1] == "7"
     assert {"--lifeline", "--wake-one", "--log", "-v"} <= set(command)

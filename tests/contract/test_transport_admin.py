@@ -106,6 +106,8 @@ def answering(fake, answer):
         ("getpid", b"OK soon\n"),
         ("ping", packet(17, b"something else")),
         ("status", b"HTTP/1.1 400 Bad Request\r\n.\r\n"),
+        ("status", packet(19, b"CODE", b"text")),
+        ("status", packet(42, b"u", b"0", b"0", b"0", b"0", b"0")),
         ("status", b"\x15\x03\x01\x00\x02\x02\x46"),
     ],
 )

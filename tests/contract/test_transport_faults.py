@@ -15,7 +15,7 @@ from transport_support import DEADLINE, FakeServer, fake, loop, packet, request 
 
 from gearmap.errors import ConnectionLost, ProtocolError, ServerUnavailable, TransportError
 from gearmap.transport import connection
-from gearmap.transport.client import SessionState
+from gearmap.transport.client import ServerSession, SessionState
 from gearmap.transport.events import (
     Accepted,
     Connected,
@@ -87,6 +87,16 @@ def test_a_peer_that_never_answers_fails_at_the_deadline_and_nothing_was_sent(lo
     assert type(failed.reason) is ServerUnavailable
     assert "within 0.15 s" in str(failed.reason)
     assert b"secret body" not in fake.receive_until(b"gearmap")
+
+
+def test_a_connection_that_fails_at_once_is_due_at_once(loop):
+    session = ServerSession(("255.255.255.255", 1))
+    session.start(time.monotonic())
+    assert session.fileno() == -1
+    assert session.deadline == 0.0
+    [failed] = session.take_events()
+    assert type(failed) is ConnectFailed
+    assert session.deadline is None
 
 
 def test_a_black_holed_address_does_not_block(loop):
@@ -230,6 +240,7 @@ def test_unknown_handles_and_trailing_nuls_do_no_harm(loop, fake):
         + packet(12, b"H:nobody", b"1", b"2")
         + packet(13, b"H:nobody", b"data")
         + packet(14, b"H:nobody")
+        + packet(20, b"H:nobody", b"1", b"1", b"0", b"0")
         + packet(14, b"H:1\0")
         + packet(28, b"H:1", b"late")
         + packet(28, b"H:2", b"data")

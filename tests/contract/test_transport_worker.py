@@ -140,8 +140,13 @@ def test_two_full_servers_are_drained_alike(start_server, loop):
             done[job.server] += 1
             echo(worker, job)
 
-    for _ in range(2):
-        loop.worker([server.address for server in servers], on_job=work)
+    workers = [loop.worker([server.address for server in servers], on_job=work) for _ in range(2)]
+    for worker in workers:
+        worker.pause()
+    for worker in workers:
+        loop.until_event(worker, ServerUp, 2)
+    for worker in workers:
+        worker.resume()
     loop.until(lambda: sum(done.values()) == 200)
     assert min(done.values()) >= 0.8 * max(done.values()), done
 
@@ -217,16 +222,17 @@ def test_reconnecting_backs_off_with_jitter_and_reports_the_server_down_once(loo
     loop.poller.add(worker.links[0])
     now = 1000.0
     worker.start(now)
-    delays = []
+    delays, downs = [], []
     for _ in range(10):
         while worker.links[0].fileno() != -1:
             assert loop.poller.dispatch(DEADLINE)
+        assert worker.deadline <= now  # what has just happened is to be taken, and the retry to be set
+        downs += [event for event in worker.take_events() if isinstance(event, ServerDown)]
         worker.tick(now)
         assert worker.deadline == worker.links[0].deadline
         delays.append(round(worker.deadline - now, 3))
         now = worker.deadline
         worker.tick(now)
-    downs = [event for event in worker.take_events() if isinstance(event, ServerDown)]
     worker.close()
     assert delays[:4] == [0.2, 0.4, 0.8, 1.6]
     assert max(delays) == 30.0

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from gearmap.errors import ProtocolError
 from gearmap.jobserver import protocol as p
 from gearmap.jobserver.machine import Machine
-from gearmap.jobserver.state import MIN_DEAD_TO_SWEEP, JobState, Peer, ServerOptions
+from gearmap.jobserver.records import JobState, Peer, ServerOptions
+from gearmap.jobserver.state import MIN_DEAD_TO_SWEEP
 
 
 class Bench:
@@ -210,8 +211,8 @@ def test_nothing_is_left_of_finished_jobs(bench):
         bench.grab(worker)
         bench.say(worker, p.WORK_COMPLETE, handle, b"")
         bench.heard(client)
-    assert not (bench.table.jobs or bench.table.by_unique or bench.table.by_data)
-    assert not (client.waiting or worker.running)
+    table = bench.table
+    assert [table.jobs, table.by_unique, table.by_data, client.waiting, worker.running] == [{}] * 5
 
 
 def test_wake_one_wakes_the_next_sleeper_if_the_woken_one_goes_away():
@@ -241,7 +242,9 @@ def test_an_unknown_command_is_a_protocol_error(bench):
         bench.say(bench.peer(), 36, b"f", b"u", b"0", b"data")
 
 
-@pytest.mark.parametrize("command", [p.SUBMIT_JOB, p.CAN_DO_TIMEOUT, p.WORK_COMPLETE, p.WORK_STATUS, p.WORK_DATA])
+@pytest.mark.parametrize(
+    "command", [p.SUBMIT_JOB, p.CAN_DO_TIMEOUT, p.WORK_COMPLETE, p.WORK_STATUS, p.WORK_DATA]
+)
 def test_a_packet_without_its_arguments_is_a_protocol_error(bench, command):
     with pytest.raises(ProtocolError):
         bench.say(bench.peer(), command, b"alone")
@@ -250,7 +253,14 @@ def test_a_packet_without_its_arguments_is_a_protocol_error(bench, command):
 NAMES = st.sampled_from([b"f", b"g", b"h"])
 UNIQUES = st.sampled_from([b"", b"-", b"u1", b"u2", b"u3"])
 SUBMISSIONS = st.sampled_from(
-    [p.SUBMIT_JOB, p.SUBMIT_JOB_BG, p.SUBMIT_JOB_HIGH, p.SUBMIT_JOB_HIGH_BG, p.SUBMIT_JOB_LOW, p.SUBMIT_JOB_LOW_BG]
+    [
+        p.SUBMIT_JOB,
+        p.SUBMIT_JOB_BG,
+        p.SUBMIT_JOB_HIGH,
+        p.SUBMIT_JOB_HIGH_BG,
+        p.SUBMIT_JOB_LOW,
+        p.SUBMIT_JOB_LOW_BG,
+    ]
 )
 INDEX = st.integers(0, 5)
 
@@ -267,7 +277,9 @@ class ServerMachine(RuleBasedStateMachine):
         handles = list(self.bench.table.jobs) or [b"H:nobody:1"]
         return handles[pick % len(handles)]
 
-    @rule(who=INDEX, name=NAMES, unique=UNIQUES, command=SUBMISSIONS, data=st.sampled_from([b"", b"a", b"b\0c"]))
+    @rule(
+        who=INDEX, name=NAMES, unique=UNIQUES, command=SUBMISSIONS, data=st.sampled_from([b"", b"a", b"b\0c"])
+    )
     def submit(self, who, name, unique, command, data):
         answers = self.bench.say(self.peers[who], command, name, unique, data)
         assert answers[-1][0] in (p.JOB_CREATED, p.ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -75,7 +76,9 @@ ITEMS = st.lists(
 
 
 def encode(items):
-    return b"".join(body + b"\r\n" if command == TEXT_LINE else packet(command, body) for command, body in items)
+    return b"".join(
+        body + b"\r\n" if command == TEXT_LINE else packet(command, body) for command, body in items
+    )
 
 
 @given(ITEMS, st.lists(st.integers(0, 400_000), max_size=12))
@@ -84,7 +87,7 @@ def test_any_split_of_a_stream_gives_the_same_packets(items, cuts):
     reader = PacketReader()
     received = []
     edges = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         received += receive(reader, stream[begin:end])
     assert received == items
     assert not reader.is_partial
@@ -159,7 +162,9 @@ def test_the_magic_of_responses_is_told_apart():
     assert reader.next_packet() == (RESPONSE_MAGIC, b"x")
 
 
-@pytest.mark.parametrize("stream", [b"\0BAD" + bytes(8), packet(HIGHEST_COMMAND + 1, b""), packet(2**32 - 1, b"")])
+@pytest.mark.parametrize(
+    "stream", [b"\0BAD" + bytes(8), packet(HIGHEST_COMMAND + 1, b""), packet(2**32 - 1, b"")]
+)
 def test_what_is_no_packet_is_a_protocol_error(stream):
     reader = PacketReader()
     reader.feed(stream)
