@@ -12,7 +12,7 @@ import secrets
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gearmap.config import ServerAddress
 from gearmap.errors import ClusterBroken
@@ -43,7 +43,7 @@ class LocalProcesses:
 
     workers: int | None = None
     server: str = "auto"
-    secret: bytes = b""
+    secret: bytes = field(default=b"", repr=False)
     _server: ServerProcess | None = None
     _node: subprocess.Popen[bytes] | None = None
     _owner: int = 0

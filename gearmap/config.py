@@ -102,11 +102,11 @@ def parse_server(text: str, origin: str) -> ServerAddress:
     else:
         host, _, rest = text.partition(":")
         port_text = rest if ":" in text else None
-    if not host or any(c.isspace() for c in host):
-        raise ConfigurationError(f"server {text!r} (from {origin}) has no host; give HOST or HOST:PORT")
+    if not host or any(c.isspace() or c in "[]" for c in host):
+        raise ConfigurationError(f"server {text!r} (from {origin}) names no host; give HOST, HOST:PORT or [IPV6]:PORT")
     if port_text is None:
         return ServerAddress(host, DEFAULT_PORT, origin)
-    if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text) < 65536):
+    if not (re.fullmatch(r"[0-9]{1,5}", port_text) and 0 < int(port_text) < 65536):
         raise ConfigurationError(f"server {text!r} (from {origin}): the port must be a number from 1 to 65535")
     return ServerAddress(host, int(port_text), origin)
 
@@ -159,7 +159,7 @@ def _choice(words: Sequence[str], origin: str) -> ServerChoice:
 
 
 def _config_value(config_text: str, name: str) -> str:
-    parser = configparser.ConfigParser()
+    parser = configparser.ConfigParser(interpolation=None)  # a % in a path is a %
     try:
         parser.read_string(config_text)
     except configparser.Error as error:

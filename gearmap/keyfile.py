@@ -81,10 +81,11 @@ def load_key(path: Path, origin: str) -> bytes:
 
 def load_or_make_key(path: Path, origin: str) -> bytes:
     """Return the secret in a key file, made on first use."""
-    if not path.exists():
+    # Of os.path, for it answers False where Path.exists() raises: a folder that may not be entered, too long a name.
+    if not os.path.exists(path):
         try:
             return make_key(path)
         except ConfigurationError:
-            if not path.exists():
+            if not os.path.exists(path):
                 raise
     return load_key(path, origin)

@@ -60,7 +60,8 @@ def node_ids(functions: Iterable[str], key_id: str) -> list[str]:
     found = []
     for name in functions:
         match = _CONTROL.fullmatch(name)
-        if match and match.group(2) == key_id:
+        # A queue may be called "node": its lane is no node.
+        if match and match.group(2) == key_id and Lane.parse(name) is None:
             found.append(match.group(1))
     return found
 
