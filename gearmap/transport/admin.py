@@ -16,13 +16,17 @@ from typing import Any
 
 from gearman.admin_client import GearmanAdminClient
 from gearman.admin_client_handler import GearmanAdminClientCommandHandler
-from gearman.protocol import GEARMAN_COMMAND_ECHO_REQ, GEARMAN_COMMAND_TEXT_COMMAND
+from gearman.protocol import (
+    GEARMAN_COMMAND_ECHO_REQ,
+    GEARMAN_COMMAND_ECHO_RES,
+    GEARMAN_COMMAND_TEXT_COMMAND,
+)
 
 from gearmap.errors import ConfigurationError, ProtocolError, ServerUnavailable, TransportError
-from gearmap.transport.client import status_row
 from gearmap.transport.connection import Connection
 from gearmap.transport.events import Address, Payload, StatusRow, show_address
 from gearmap.transport.faults import translated
+from gearmap.transport.parsing import status_row
 from gearmap.transport.poller import Poller
 
 __all__ = [
@@ -202,18 +206,18 @@ class _AdminHandler(GearmanAdminClientCommandHandler):  # type: ignore[misc]  # 
         self._sent_commands.append(GEARMAN_COMMAND_ECHO_REQ)
         self.send_command(GEARMAN_COMMAND_ECHO_REQ, data=_PING)
 
-    def recv_command(self, cmd_type: int, *arguments: Payload, **cmd_args: Any) -> None:
-        if cmd_type == GEARMAN_COMMAND_TEXT_COMMAND:
-            self.recv_text_command(arguments[0])
-        else:
-            super().recv_command(cmd_type, data=arguments[-1] if arguments else b"")
-
     def fetch_commands(self) -> None:
         while True:
             command = self.connection_manager.read_command(self)
             if command is None:
                 return
-            self.recv_command(command[0], *command[1])
+            number, arguments = command
+            if number == GEARMAN_COMMAND_TEXT_COMMAND:
+                self.recv_text_command(arguments[0])
+            elif number == GEARMAN_COMMAND_ECHO_RES:
+                self.recv_echo_res(arguments[0])
+            else:
+                raise ProtocolError(f"the job server sent Gearman command {number} in place of an answer")
 
     def recv_text_command(self, raw_text: Payload) -> None:
         line = raw_text.decode("utf-8", "surrogateescape")

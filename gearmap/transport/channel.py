@@ -77,6 +77,12 @@ class Greeting(GearmanCommandHandler):  # type: ignore[misc]  # gearman3 has no 
         """Queue a command, without the way through the manager's maps."""
         self._connection.send_command(cmd_type, cmd_args)
 
+    def encode_data(self, data: Any) -> Any:
+        return data
+
+    def decode_data(self, data: Any) -> Any:
+        return data
+
     def fetch_commands(self) -> None:
         """Run the callback of every command that has arrived."""
         commands = self._reader.commands
@@ -222,14 +228,14 @@ class Channel:
 
     def flush(self) -> None:
         """Send what is queued as far as the socket takes it now."""
-        connection = self._connection
-        if not (connection.connected and connection.outgoing):
+        if not self._connection.connected:
             return
         try:
-            self._send()
+            has_rest = bool(self._connection.send_data_to_socket())
         except (TransportError, GearmanError, OSError) as error:
+            has_rest = False
+            self._read_the_rest()
             self._down(translate(error, self.address))
-        has_rest = bool(connection.outgoing)
         if has_rest or self._had_rest:
             self._report_change(self)
         self._had_rest = has_rest
@@ -256,23 +262,16 @@ class Channel:
             if not connection.may_have_more:
                 break
 
-    def _send(self) -> None:
-        try:
-            self._connection.send_data_to_socket()
-        except TransportError as error:
-            self._read_the_rest(error)
-
-    def _read_the_rest(self, error: TransportError) -> None:
-        """After a failed send, take what the server had said before it went; then fail."""
+    def _read_the_rest(self) -> None:
+        """After a failed send, take what the server had said before it went."""
         connection = self._connection
         connection.connected = True
         connection.outgoing.clear()
         try:
             while connection.read_data_from_socket():
                 self.handler.fetch_commands()
-        except TransportError:
-            pass
-        raise error
+        except (TransportError, GearmanError, OSError):
+            connection.connected = False
 
     def _down(self, reason: TransportError) -> None:
         if self.state is ChannelState.CLOSED:

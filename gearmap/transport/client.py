@@ -16,9 +16,16 @@ from typing import Any
 
 from gearman.client import GearmanClient
 from gearman.client_handler import GearmanClientCommandHandler
-from gearman.constants import JOB_CREATED, JOB_UNKNOWN, PRIORITY_HIGH, PRIORITY_LOW, PRIORITY_NONE
+from gearman.constants import (
+    JOB_CREATED,
+    JOB_PENDING,
+    JOB_UNKNOWN,
+    PRIORITY_HIGH,
+    PRIORITY_LOW,
+    PRIORITY_NONE,
+)
 from gearman.job import GearmanJobRequest
-from gearman.protocol import GEARMAN_COMMAND_OPTION_REQ
+from gearman.protocol import GEARMAN_COMMAND_OPTION_REQ, submit_cmd_for_background_priority
 
 from gearmap.errors import ConfigurationError, ConnectionLost, ProtocolError, TransportError
 from gearmap.transport.channel import Channel, ChannelState, Greeting, PassThrough
@@ -35,7 +42,6 @@ from gearmap.transport.events import (
     Rejected,
     StatusListing,
     StatusRow,
-    UniqueStatus,
     WorkComplete,
     WorkData,
     WorkException,
@@ -44,6 +50,7 @@ from gearmap.transport.events import (
     WorkWarning,
     show_address,
 )
+from gearmap.transport.parsing import status_row, text, unique_status
 from gearmap.transport.protocol import GET_STATUS_UNIQUE
 
 __all__ = ["ServerSession", "SessionState"]
@@ -53,6 +60,11 @@ SessionState = ChannelState
 # gearmand keeps 64 bytes with the closing NUL; one byte more corrupts the job's data.
 MAX_UNIQUE_BYTES = 63
 _PRIORITIES = {"low": PRIORITY_LOW, "normal": PRIORITY_NONE, "high": PRIORITY_HIGH}
+_SUBMIT_COMMANDS = {
+    (background, priority): submit_cmd_for_background_priority(background, priority)
+    for background in (False, True)
+    for priority in _PRIORITIES.values()
+}
 
 
 class ServerSession(Channel):
@@ -132,6 +144,11 @@ class ServerSession(Channel):
         self._check_ready()
         self.handler.ask_text(f"cancel job {handle}", lambda line: True)
         self.flush()
+
+    @property
+    def deadline(self) -> float | None:
+        # Events that wait to be taken must not wait for the network: a connection may fail at once.
+        return 0.0 if self._events else super().deadline
 
     def take_events(self) -> list[ClientEvent]:
         """Return what has happened since the last call, in order."""
@@ -222,6 +239,13 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
         self.requests_awaiting_handles.clear()
         self.handle_to_request_map.clear()
 
+    def send_job_request(self, current_request: _Request) -> None:
+        job = current_request.job
+        command = _SUBMIT_COMMANDS[current_request.background, current_request.priority]
+        self._connection.send_command(command, {"task": job.task, "unique": job.unique, "data": job.data})
+        current_request.state = JOB_PENDING
+        self.requests_awaiting_handles.append(current_request)
+
     def ask_status(self) -> None:
         self.ask_text("status", self._recv_status_line)
 
@@ -235,14 +259,14 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
         request.state = JOB_CREATED
         if not request.background:
             self.handle_to_request_map.setdefault(handle, []).append(request)
-        self._emit(Accepted(request.token, _text(handle)))
+        self._emit(Accepted(request.token, text(handle)))
 
     def recv_error(self, error_code: Payload, error_text: Payload) -> None:
         # An ERROR names no job: it stands in the place of the JOB_CREATED that does not come.
         if not self.requests_awaiting_handles:
             return
         request = self.requests_awaiting_handles.popleft()
-        self._emit(Rejected(request.token, _text(error_code), _text(error_text)))
+        self._emit(Rejected(request.token, text(error_code), text(error_text)))
 
     def recv_option_res(self, option_name: Payload) -> None:
         """The server forwards exceptions now."""
@@ -262,7 +286,7 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
     def recv_work_status(self, job_handle: Payload, numerator: Payload, denominator: Payload) -> None:
         request = self._next_of(job_handle)
         if request is not None:
-            self._emit(WorkStatus(request.token, _text(numerator), _text(denominator)))
+            self._emit(WorkStatus(request.token, text(numerator), text(denominator)))
 
     def recv_work_complete(self, job_handle: Payload, data: Payload) -> None:
         for request in self._finish(job_handle):
@@ -304,8 +328,8 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
     ) -> None:
         self._emit(unique_status(unique, known, running, numerator, denominator, clients))
 
-    def recv_noop(self) -> None:
-        """Meant for workers."""
+    def recv_status_res(self, *fields: Payload) -> None:
+        """Never asked for; gearman3's own method would fail on a handle that it does not know."""
 
     def _recv_status_line(self, line: str) -> bool:
         if line == ".":
@@ -329,15 +353,11 @@ class _Client(GearmanClient):  # type: ignore[misc]  # gearman3 has no types
         self, job_requests: Sequence[_Request], poll_timeout: float | None = None
     ) -> Any:
         """Queue and flush only: acceptance is an event."""
+        send_job_request = self.channel.handler.send_job_request
         for request in job_requests:
-            self.send_job_request(request)
+            send_job_request(request)
         self.channel.flush()
         return job_requests
-
-    def establish_request_connection(self, current_request: _Request) -> Connection:
-        """The one connection; the layer above has chosen the server."""
-        connection: Connection = self.connection_list[0]
-        return connection
 
     def _create_request_from_dictionary(
         self, job_info: dict[str, Any], background: bool = False, max_retries: int = 0
@@ -351,38 +371,3 @@ class _Client(GearmanClient):  # type: ignore[misc]  # gearman3 has no types
     def take_lost_tokens(self) -> tuple[Hashable, ...]:
         tokens, self.lost_tokens = self.lost_tokens, ()
         return tokens
-
-
-def _text(raw: Payload) -> str:
-    return raw.decode("utf-8", "surrogateescape")
-
-
-def unique_status(
-    unique: Payload,
-    known: Payload,
-    running: Payload,
-    numerator: Payload,
-    denominator: Payload,
-    clients: Payload,
-) -> UniqueStatus:
-    """The value of a STATUS_RES_UNIQUE packet."""
-    return UniqueStatus(
-        _text(unique), known == b"1", running == b"1", number(numerator), number(denominator), number(clients)
-    )
-
-
-def status_row(line: str) -> StatusRow:
-    """The value of one line of the `status` listing."""
-    try:
-        function, total, running, workers = line.rsplit("\t", 3)
-        return StatusRow(function, int(total), int(running), int(workers))
-    except ValueError:
-        raise ProtocolError(f"not a line of a status listing: {line!r}") from None
-
-
-def number(raw: Payload) -> int:
-    """The whole number that a packet carries as text."""
-    try:
-        return int(raw.rstrip(b"\0") or b"0")
-    except ValueError:
-        raise ProtocolError(f"not a number: {bytes(raw)[:40]!r}") from None

@@ -24,7 +24,7 @@ from gearman.connection import GearmanConnection
 from gearmap.errors import ConnectionLost, ServerUnavailable, TransportError
 from gearmap.transport.events import Address, show_address
 from gearmap.transport.outgoing import SendQueue
-from gearmap.transport.protocol import TEXT_COMMAND, PacketReader, frame_head
+from gearmap.transport.protocol import BARE_PACKETS, TEXT_COMMAND, PacketReader, frame_head
 from gearmap.transport.resolve import Endpoint, Resolution, resolve_at_once
 
 __all__ = ["Connection"]
@@ -261,6 +261,10 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
 
     def send_command(self, cmd_type: int, cmd_args: Mapping[str, Any]) -> None:
         """Queue one command; `send_data_to_socket` sends what is queued."""
+        bare = BARE_PACKETS.get(cmd_type)
+        if bare is not None:
+            self.outgoing.put(bare)
+            return
         if cmd_type == TEXT_COMMAND:
             line = cmd_args["raw_text"]
             self.outgoing.put(line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line)
@@ -285,24 +289,20 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
         if not self.connected or self.gearman_socket is None:
             return 1
         outgoing = self.outgoing
-        while outgoing:
+        while True:
             buffers = outgoing.gather()
             if not buffers:
-                break
+                return 0
             try:
-                sent = self._send(buffers)
+                if len(buffers) == 1 or self.tls is not None:
+                    sent = self.gearman_socket.send(buffers[0])
+                else:
+                    sent = self.gearman_socket.sendmsg(buffers)
             except _WOULD_BLOCK:
                 return 1
             except OSError as error:
                 raise self.failure(f"broke: {error.strerror or error}") from error
             outgoing.advance(sent)
-        return 0
-
-    def _send(self, buffers: list[bytes | memoryview]) -> int:
-        assert self.gearman_socket is not None
-        if len(buffers) == 1 or self.tls is not None:
-            return self.gearman_socket.send(buffers[0])
-        return self.gearman_socket.sendmsg(buffers)
 
     # ---------------------------------------------------------------------------------------------- the end
 

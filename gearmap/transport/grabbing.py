@@ -127,15 +127,21 @@ class GrabPolicy:
     def _ask_next(self) -> Orders:
         if self.phase is not Phase.IDLE or self.is_paused:
             return []
+        server = self._next_in_turn()
+        if server is None:
+            return []
+        self._servers[server] = _Server.AWAKE
+        self._last_asked = self.current = server
+        self.phase = Phase.ASKING
+        self.changes += 1
+        return [(Order.GRAB, server)]
+
+    def _next_in_turn(self) -> int | None:
+        """The next server that has work or may have some, those that said so first."""
         servers = self._servers
-        n_servers = len(servers)
+        after = self._last_asked + 1
         for wanted in (_Server.WOKEN, _Server.AWAKE):
-            for step in range(1, n_servers + 1):
-                server = (self._last_asked + step) % n_servers
-                if servers[server] is wanted:
-                    servers[server] = _Server.AWAKE
-                    self._last_asked = self.current = server
-                    self.phase = Phase.ASKING
-                    self.changes += 1
-                    return [(Order.GRAB, server)]
-        return []
+            if wanted in servers:
+                turn = servers[after:] + servers[:after]
+                return (after + turn.index(wanted)) % len(servers)
+        return None

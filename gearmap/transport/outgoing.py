@@ -21,6 +21,7 @@ __all__ = ["SendQueue"]
 LOW_WATER_BYTES = 1024 * 1024
 # From here on joining costs more than a further buffer in the send.
 _JOIN_BYTES = 32 * 1024
+_NOTHING = b""
 # So many small commands are joined without looking at their sizes.
 _MAX_JOINED = 32
 # sendmsg takes at most IOV_MAX (1024 on Linux) buffers; so many are never needed.
@@ -41,8 +42,11 @@ class SendQueue:
     def __bool__(self) -> bool:
         return bool(self._ready or self._waiting)
 
-    def put(self, head: bytes, body: Body = b"") -> None:
+    def put(self, head: bytes, body: Body = _NOTHING) -> None:
         """Append a command: its head, then the body."""
+        if body is _NOTHING:
+            self._waiting.append(head)
+            return
         if isinstance(body, (bytes, bytearray)) and len(body) < _JOIN_BYTES:
             self._waiting.append(head + body)
             return
@@ -67,6 +71,8 @@ class SendQueue:
             else:
                 self._append(b"".join(self._waiting))  # type: ignore[arg-type]  # none is large, so all are bytes
                 self._waiting.clear()
+        elif not self._ready:
+            return []
         if len(self._ready) <= _MAX_BUFFERS:
             return list(self._ready)
         return list(islice(self._ready, _MAX_BUFFERS))
@@ -75,6 +81,9 @@ class SendQueue:
         """Forget the first `count` bytes of what `gather` returned: they are sent."""
         ready = self._ready
         self._ready_bytes -= count
+        if not self._ready_bytes:
+            ready.clear()
+            return
         while count:
             first = ready[0]
             if count < len(first):

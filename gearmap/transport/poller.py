@@ -6,6 +6,8 @@ Law of the file: nothing here knows what travels over the file descriptors. One 
 
 from __future__ import annotations
 
+import math
+import select
 import selectors
 import socket
 import threading
@@ -13,8 +15,43 @@ from typing import Protocol
 
 __all__ = ["Pollable", "Poller", "Waker"]
 
-_READ = selectors.EVENT_READ
-_WRITE = selectors.EVENT_WRITE
+_READ = 1
+_WRITE = 4
+_MAX_EVENTS = 256
+
+
+class _Selector:
+    """What `select.epoll` does, on systems without it."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def register(self, fd: int, mask: int) -> None:
+        self._selector.register(fd, self._events(mask))
+
+    def modify(self, fd: int, mask: int) -> None:
+        self._selector.modify(fd, self._events(mask))
+
+    def unregister(self, fd: int) -> None:
+        self._selector.unregister(fd)
+
+    def poll(self, timeout: float | None, max_events: int) -> list[tuple[int, int]]:
+        ready = self._selector.select(None if timeout is None or timeout < 0 else timeout)
+        return [
+            (
+                key.fd,
+                (_READ if events & selectors.EVENT_READ else 0)
+                | (_WRITE if events & selectors.EVENT_WRITE else 0),
+            )
+            for key, events in ready[:max_events]
+        ]
+
+    def close(self) -> None:
+        self._selector.close()
+
+    @staticmethod
+    def _events(mask: int) -> int:
+        return selectors.EVENT_READ | (selectors.EVENT_WRITE if mask & _WRITE else 0)
 
 
 class Pollable(Protocol):
@@ -57,7 +94,9 @@ class Poller:
     """
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        # Not `selectors`: its layer costs as much as the system call, and this is on the way of every job.
+        self._selector = select.epoll() if hasattr(select, "epoll") else _Selector()
+        self._fds: dict[int, Pollable] = {}
         self._entries: dict[Pollable, _Entry] = {}
         self._changed: set[Pollable] = set()
 
@@ -90,7 +129,7 @@ class Poller:
         events = _READ | _WRITE if pollable.wants_write else _READ
         if fd == entry.fd and epoch == entry.epoch:
             if fd >= 0 and events != entry.events:
-                self._selector.modify(fd, events, pollable)
+                self._selector.modify(fd, events)
                 entry.events = events
             return
         self._forget(pollable, entry)
@@ -100,35 +139,41 @@ class Poller:
 
     def poll(self, timeout: float | None) -> list[tuple[Pollable, bool, bool]]:
         """Wait at most `timeout` seconds (None: for ever) and name who is ready, as (pollable, readable, writable)."""
-        self._update_changed()
         return [
-            (key.data, bool(events & _READ), bool(events & _WRITE))
-            for key, events in self._selector.select(timeout)
+            (self._fds[fd], bool(mask & ~_WRITE), bool(mask & ~_READ))
+            for fd, mask in self._wait(timeout)
+            if fd in self._fds
         ]
 
     def dispatch(self, timeout: float | None) -> list[Pollable]:
         """Wait like `poll`, run the callbacks of who is ready, and return who was."""
-        if self._changed:
-            self._update_changed()
-        ready = self._selector.select(timeout)
-        entries = self._entries
-        for key, events in ready:
-            pollable, fd = key.data, key.fd
+        fds, entries = self._fds, self._entries
+        ready = [(fd, mask, fds[fd]) for fd, mask in self._wait(timeout) if fd in fds]
+        for fd, mask, pollable in ready:
             # A callback may have removed a later pollable of the same round, or replaced its socket.
             entry = entries.get(pollable)
             if entry is None or entry.fd != fd:
                 continue
-            if events & _READ:
+            # An error or a hang-up is for both: whoever looks first finds out.
+            if mask & ~_WRITE:
                 pollable.on_readable()
-            if events & _WRITE and entries.get(pollable) is entry and entry.fd == fd:
+            if mask & ~_READ and entry.events & _WRITE and entries.get(pollable) is entry and entry.fd == fd:
                 pollable.on_writable()
             if not entry.reports:
                 self.update(pollable)
-        return [key.data for key, _ in ready]
+        return [pollable for _, _, pollable in ready]
+
+    def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
+        if self._changed:
+            self._update_changed()
+        # Rounded up to whole milliseconds, or a wait for less than one would be a busy loop.
+        wait = -1.0 if timeout is None else 0.0 if timeout <= 0 else math.ceil(timeout * 1000) / 1000
+        return self._selector.poll(wait, _MAX_EVENTS)
 
     def close(self) -> None:
         """Let go of the selector; the pollables stay open."""
         self._entries.clear()
+        self._fds.clear()
         self._changed.clear()
         self._selector.close()
 
@@ -138,17 +183,19 @@ class Poller:
 
     def _take_over(self, fd: int, events: int, pollable: Pollable) -> None:
         """Register `fd`, even if a closed pollable that was never removed still stands under this number."""
-        if fd in self._selector.get_map():
-            stale = self._selector.unregister(fd).data
-            self._entries[stale].fd = -1
-        self._selector.register(fd, events, pollable)
+        stale = self._fds.get(fd)
+        if stale is not None:
+            self._forget(stale, self._entries[stale])
+        self._selector.register(fd, events)
+        self._fds[fd] = pollable
 
     def _forget(self, pollable: Pollable, entry: _Entry) -> None:
-        if entry.fd < 0:
-            return
-        key = self._selector.get_map().get(entry.fd)
-        if key is not None and key.data is pollable:
-            self._selector.unregister(entry.fd)
+        if self._fds.get(entry.fd) is pollable:
+            del self._fds[entry.fd]
+            try:
+                self._selector.unregister(entry.fd)
+            except (OSError, KeyError, ValueError):
+                pass  # closed already: the system has forgotten it by itself
         entry.fd = -1
 
 

@@ -18,6 +18,7 @@ from gearmap.errors import ConfigurationError, ProtocolError
 from gearmap.transport.events import Payload
 
 __all__ = [
+    "BARE_PACKETS",
     "CALLBACK_NAMES",
     "GET_STATUS_UNIQUE",
     "MAX_PACKET_BYTES",
@@ -64,7 +65,8 @@ _HEADER = struct.Struct("!4sII")
 _HEADER_BYTES = _HEADER.size
 _MAGIC_REQ = b"\0REQ"
 _MAGIC_RES = b"\0RES"
-_BARE_PACKETS = {
+# Requests without arguments, packed.
+BARE_PACKETS = {
     number: _HEADER.pack(_MAGIC_REQ, number, 0) for number, params in PARAMS.items() if not params
 }
 _WITH_DATA = frozenset(number for number, params in PARAMS.items() if params and params[-1] == "data")
@@ -93,9 +95,6 @@ def frame_head(command: int, arguments: Mapping[str, Any], data_bytes: int) -> b
     ConfigurationError
         If the packet would be larger than the 4 GiB of the format, or an argument contains NUL.
     """
-    bare = _BARE_PACKETS.get(command)
-    if bare is not None:
-        return bare
     shorts = [
         value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
         for value in [arguments[name] for name in _SHORT_PARAMS[command]]
