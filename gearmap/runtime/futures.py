@@ -10,8 +10,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from gearmap.errors import SerializationError
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
@@ -36,6 +35,11 @@ class ResultBatch:
         self._error: SerializationError | None = None
         self._lock = threading.Lock()
 
+    def value(self, offset: int) -> Any:
+        """Return one of the results; raises like `values`."""
+        values = self._values
+        return self.values()[offset] if values is None else values[offset]
+
     def values(self) -> list[Any]:
         """Return the results.
 
@@ -49,10 +53,11 @@ class ResultBatch:
                 try:
                     self._values = loads(self._payload)
                 except Exception as error:
+                    cause = error.__cause__ or error
                     self._error = SerializationError(
-                        f"a result came back, but cannot be unpickled here: {type(error).__name__}: {error}"
+                        f"a result came back, but cannot be unpickled here: {type(cause).__name__}: {cause}"
                     )
-                    self._error.__cause__ = error
+                    self._error.__cause__ = cause
                 self._payload = None
             if self._error is not None:
                 raise self._error
@@ -60,12 +65,14 @@ class ResultBatch:
             return self._values
 
 
-@dataclass(frozen=True, slots=True)
 class ResultShare:
-    """One task's result in a batch."""
+    """One task's result in a batch. There is one for each task, so it is no dataclass: those are made slowly."""
 
-    batch: ResultBatch
-    offset: int
+    __slots__ = ("batch", "offset")
+
+    def __init__(self, batch: ResultBatch, offset: int) -> None:
+        self.batch = batch
+        self.offset = offset
 
 
 class PendingFailure(Exception):
@@ -127,9 +134,8 @@ class Future(concurrent.futures.Future[T]):
         except PendingFailure as pending:
             error = self._rebuild(pending)
         else:
-            if isinstance(value, ResultShare):
-                value = value.batch.values()[value.offset]
-            return cast(T, value)
+            result: T = value.batch.value(value.offset) if type(value) is ResultShare else value
+            return result
         try:
             raise error
         finally:
@@ -137,9 +143,28 @@ class Future(concurrent.futures.Future[T]):
             del self, error
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return the task's exception or None, after waiting at most `timeout` seconds."""
+        """Return the task's exception or None, after waiting at most `timeout` seconds.
+
+        It is what `result` would raise, so it also tells of a result that cannot be unpickled here: who copies a
+        future's state, as asyncio does, asks for the exception first and takes the result for granted after that.
+        """
         error = super().exception(timeout)
-        return self._rebuild(error) if isinstance(error, PendingFailure) else error
+        if isinstance(error, PendingFailure):
+            return self._rebuild(error)
+        value: Any = super().result(timeout) if error is None else None
+        if isinstance(value, ResultShare):
+            try:
+                value.batch.values()
+            except SerializationError as unreadable:
+                return unreadable
+        return error
+
+    def __repr__(self) -> str:
+        text = super().__repr__().replace(f" returned {ResultShare.__name__}", "")
+        error = super().exception(0) if self.done() and not self.cancelled() else None
+        if isinstance(error, PendingFailure):
+            text = text.replace(PendingFailure.__name__, error.failure.type_name)
+        return text
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._wait_in_loop().__await__()

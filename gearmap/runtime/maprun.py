@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from gearmap.core import events as ev
@@ -70,8 +70,15 @@ class ArgumentSource:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is left, as far as that can be told without asking."""
-        return self.total is not None and self._taken >= self.total
+        """Whether nothing is left, as far as that can be told without asking for more than there should be."""
+        if self.total is None or self._taken < self.total:
+            return False
+        if self._iterator is not None:
+            # A length may be a guess (of a data loader, a progress bar): what comes after it is not to be lost.
+            for more in self._iterator:
+                self._iterator = chain((more,), self._iterator)
+                return False
+        return True
 
 
 def _shortest(iterables: Sequence[Iterable[Any]]) -> int | None:

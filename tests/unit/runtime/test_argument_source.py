@@ -1,0 +1,177 @@
+"""The arguments of a map, block by block: the same tasks as the builtin `map`, whatever the iterables and the sizes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import count, starmap
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gearmap.runtime.maprun import ArgumentSource
+from gearmap.wire.jobheader import BlockKind
+
+
+def tasks_of(source: ArgumentSource, sizes: Iterable[int]) -> list[tuple[Any, ...]]:
+    """Take blocks of these sizes; return the argument tuples of their tasks."""
+    tasks: list[tuple[Any, ...]] = []
+    for size in sizes:
+        value, taken = source.take(size)
+        assert taken <= size
+        rows = value if source.kind is BlockKind.ROWS else list(zip(*value, strict=True))
+        assert len(rows) == taken
+        assert rows == [source.arguments(value, task) for task in range(taken)]
+        tasks += rows
+    return tasks
+
+
+@pytest.mark.parametrize("items", [[1, 2, 3, 4, 5], (1, 2, 3, 4, 5), range(1, 6)])
+def test_lists_tuples_and_ranges_are_sliced(items: Any) -> None:
+    source = ArgumentSource([items])
+    assert source.take(2) == ((items[:2],), 2)
+    (part,), taken = source.take(2)
+    assert (type(part), list(part), taken) == (type(items), [3, 4], 2)
+    assert source.take(10) == ((items[4:],), 1)
+    assert source.is_empty
+
+
+def test_a_slice_of_a_huge_range_stays_a_range() -> None:
+    (part,), taken = ArgumentSource([range(10**12)]).take(10**9)
+    assert (part, taken) == (range(10**9), 10**9)
+
+
+def test_a_subclass_is_iterated_for_its_slices_may_mean_something_else() -> None:
+    class Odd(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            raise AssertionError("sliced")
+
+    assert tasks_of(ArgumentSource([Odd([1, 2, 3])]), [2, 2]) == [(1,), (2,), (3,)]
+
+
+def test_a_generator_is_advanced_only_as_far_as_its_blocks_go() -> None:
+    # given
+    advanced: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in count():
+            advanced.append(number)
+            yield number
+
+    source = ArgumentSource([items()])
+    # then
+    assert (source.total, source.is_empty, advanced) == (None, False, [])
+    assert source.take(3) == (([0, 1, 2],), 3)
+    assert advanced == [0, 1, 2]
+    assert not source.is_empty
+    assert advanced == [0, 1, 2]
+
+
+def test_the_end_of_a_generator_shows_as_a_block_that_is_too_small() -> None:
+    source = ArgumentSource([iter([1, 2, 3])])
+    assert source.take(3) == (([1, 2, 3],), 3)
+    assert not source.is_empty
+    assert source.take(3)[1] == 0
+    assert source.take(3)[1] == 0
+
+
+def test_an_error_of_the_iterable_is_its_own() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        ArgumentSource([items()]).take(5)
+
+
+@pytest.mark.parametrize(
+    ("iterables", "total"),
+    [
+        ([[1, 2, 3]], 3),
+        ([range(5), "ab"], 2),
+        ([{1, 2}, {3: 4}, deque([5])], 1),
+        ([[1, 2], iter([1])], None),
+        ([iter([])], None),
+        ([[]], 0),
+        ([[1, 2], []], 0),
+    ],
+)
+def test_the_total_is_known_where_all_lengths_are(iterables: list[Any], total: int | None) -> None:
+    assert ArgumentSource(iterables).total == total
+
+
+@pytest.mark.parametrize("iterables", [[[]], [range(0)], [set()], [{}], [[1], []], ["", [1]]])
+@pytest.mark.parametrize("size", [1, 7])
+def test_an_empty_source_is_known_to_be_before_anything_is_taken(iterables: list[Any], size: int) -> None:
+    source = ArgumentSource(iterables)
+    assert source.is_empty
+    assert source.take(size)[1] == 0
+
+
+def test_columns_of_several_iterables_are_lists() -> None:
+    value, taken = ArgumentSource([[1, 2, 3], "abc"]).take(2)
+    assert (value, taken) == (([1, 2], ["a", "b"]), 2)
+
+
+def test_unequal_iterables_end_with_the_shortest() -> None:
+    source = ArgumentSource([count(), "abc", [1, 2, 3, 4]])
+    assert tasks_of(source, [2, 2, 2]) == [(0, "a", 1), (1, "b", 2), (2, "c", 3)]
+
+
+@pytest.mark.parametrize("rows", [[(1, 2), (3, 4)], [[1, 2], [3, 4]], ["ab", "cd"], [(1,), (1, 2, 3)], [(), ()]])
+def test_rows_are_tuples_of_any_width(rows: list[Any]) -> None:
+    source = ArgumentSource([rows], rows=True)
+    assert source.kind is BlockKind.ROWS
+    assert source.take(5) == ([tuple(row) for row in rows], 2)
+
+
+def test_rows_may_be_generated() -> None:
+    source = ArgumentSource([zip("ab", count(), strict=False)], rows=True)
+    assert tasks_of(source, [1, 5]) == [("a", 0), ("b", 1)]
+
+
+class Guess:
+    """Says how long it is, and is not."""
+
+    def __init__(self, says: int, items: int) -> None:
+        self.says, self.items = says, items
+
+    def __len__(self) -> int:
+        return self.says
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.items))
+
+
+@pytest.mark.parametrize(("says", "items"), [(2, 5), (0, 3), (5, 2), (3, 3)])
+@pytest.mark.parametrize("size", [1, 2, 10])
+def test_a_length_that_was_only_a_guess_loses_no_task(says: int, items: int, size: int) -> None:
+    source = ArgumentSource([Guess(says, items)])
+    tasks: list[tuple[Any, ...]] = []
+    taken = size
+    while taken == size and not source.is_empty:
+        (part,), taken = source.take(size)
+        tasks += [(item,) for item in part]
+    assert tasks == [(number,) for number in range(items)]
+
+
+ITEMS = st.lists(st.integers(), max_size=12)
+WRAPPED = ITEMS.flatmap(
+    lambda items: st.sampled_from(
+        [lambda: list(items), lambda: tuple(items), lambda: iter(items), lambda: deque(items)]
+    )
+)
+
+
+@given(iterables=st.lists(WRAPPED, min_size=1, max_size=3), sizes=st.lists(st.integers(1, 5), min_size=12, max_size=12))
+def test_the_tasks_are_those_of_the_builtin_map(iterables: list[Any], sizes: list[int]) -> None:
+    expected = list(map(lambda *arguments: arguments, *(make() for make in iterables)))  # the model
+    assert tasks_of(ArgumentSource([make() for make in iterables]), sizes) == expected
+
+
+@given(rows=st.lists(st.lists(st.integers(), max_size=3), max_size=12), sizes=st.lists(st.integers(1, 5), min_size=12))
+def test_the_tasks_of_rows_are_those_of_starmap(rows: list[list[int]], sizes: list[int]) -> None:
+    expected = list(starmap(lambda *arguments: arguments, rows))
+    assert tasks_of(ArgumentSource([rows], rows=True), sizes) == expected
