@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from enum import Enum
@@ -10,6 +11,8 @@ from typing import Any
 from gearmap.core.snapshot import ProgressSink, ProgressSnapshot
 
 __all__ = ["NoSink", "SinkKind", "TqdmSink", "choose_sink", "make_sink"]
+
+logger = logging.getLogger(__name__)
 
 # A map that is over sooner shows nothing: a bar that flashes up only disturbs.
 SHOW_AFTER = 0.5
@@ -66,30 +69,39 @@ class NoSink:
 
 
 class TqdmSink:
-    """A tqdm bar on standard error."""
+    """A tqdm bar on standard error. Where it cannot be shown (a closed terminal) the run goes on without."""
 
     def __init__(self, *, desc: str | None, where: str, delay: float) -> None:
         self._desc = desc
         self._where = where
         self._delay = delay
         self._bar: Any = None
+        self._broken = False
 
     def update(self, snapshot: ProgressSnapshot) -> None:
         """Move the bar; it appears once the run has lasted `delay` seconds."""
-        if snapshot.elapsed < self._delay:
-            return
-        if self._bar is None:
-            self._bar = self._make_bar(snapshot)
-        self._move(snapshot)
+        self._show(snapshot, "", is_last=False)
 
     def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
         """Leave the bar as it ended, with a word if that was not well."""
-        if self._bar is None:
+        self._show(snapshot, note, is_last=True)
+
+    def _show(self, snapshot: ProgressSnapshot, note: str, *, is_last: bool) -> None:
+        if self._broken or (self._bar is None and snapshot.elapsed < self._delay):
             return
-        if note:
-            self._bar.set_postfix_str(note, refresh=False)
-        self._move(snapshot)
-        self._bar.close()
+        try:
+            if self._bar is None:
+                self._bar = self._make_bar(snapshot)
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._move(snapshot)
+            if is_last:
+                self._bar.close()
+        except Exception as error:  # whatever a stream may raise: results matter more than a bar
+            logger.debug("the progress bar is given up: %s", error)
+            self._broken = True
+            if self._bar is not None:
+                self._bar.disable = True  # or it would try once more when it is collected
 
     def _make_bar(self, snapshot: ProgressSnapshot) -> Any:
         from tqdm import tqdm
