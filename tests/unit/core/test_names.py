@@ -134,6 +134,7 @@ def test_other_queues_are_named_if_their_workers_could_run_it() -> None:
     [
         ("gearmap1.gpu.py312." + KEY, 0),
         ("gearmap1.gpu~1.py311." + KEY, 4),
+        ("gearmap1.gpu~1.py312." + KEY, 4),
         ("reverse", 9),
         (control_name("a-1", KEY), 1),
         (HERE.name, 0),

@@ -377,6 +377,35 @@ def test_a_batch_is_unpickled_once_whoever_and_however_many_ask() -> None:
     assert len({value.thread for values in found for value in values}) == 1
 
 
+class Meeting:
+    """Unpickled by two threads at a time, it lets them meet."""
+
+    barrier: threading.Barrier
+    met: bool
+
+    def __reduce__(self) -> Any:
+        return Meeting._meet, ()
+
+    @staticmethod
+    def _meet() -> None:
+        try:
+            Meeting.barrier.wait(0.02)
+        except threading.BrokenBarrierError:
+            return
+        Meeting.met = True
+
+
+def test_two_threads_do_not_unpickle_a_batch_at_the_same_time() -> None:
+    Meeting.barrier, Meeting.met = threading.Barrier(2), False
+    future = settled(share(Meeting()))
+    threads = [threading.Thread(target=lambda: future.result(0)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert not Meeting.met
+
+
 def test_each_future_takes_its_own_share() -> None:
     shared = batch("a", "b", "c")
     assert [settled(ResultShare(shared, offset)).result(0) for offset in (2, 0, 1)] == ["c", "a", "b"]
