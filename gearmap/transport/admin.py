@@ -220,7 +220,7 @@ class _AdminHandler(GearmanAdminClientCommandHandler):  # type: ignore[misc]  # 
                 raise ProtocolError(f"the job server sent Gearman command {number} in place of an answer")
 
     def recv_text_command(self, raw_text: Payload) -> None:
-        line = raw_text.decode("utf-8", "surrogateescape")
+        line = bytes(raw_text).decode("utf-8", "surrogateescape")
         if self._sent_commands[0] in _LISTINGS and line != ".":
             if line.startswith("ERR ") and not self._lines:
                 raise ProtocolError(f"the job server answered {line!r} to {self._sent_commands[0]!r}")

@@ -57,10 +57,10 @@ class LazyBody(Protocol):
     def __iter__(self) -> Iterator[bytes | bytearray | memoryview]: ...
 
 
-# What may be sent as the data of a packet, and what is received: bytes when small, a bytearray of its own when
+# What may be sent as the data of a packet, and what is received: bytes when small, writable memory of its own when
 # large (so that unpickling may refer into it instead of copying).
 Body: TypeAlias = bytes | bytearray | memoryview | LazyBody
-Payload: TypeAlias = bytes | bytearray
+Payload: TypeAlias = bytes | bytearray | memoryview
 
 
 def show_address(address: Address) -> str:
@@ -222,7 +222,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AssignedJob:
-    """A job that this worker holds. `data` is a bytearray of its own when it is large."""
+    """A job that this worker holds. `data` is writable memory of its own when it is large."""
 
     server: Address
     handle: str

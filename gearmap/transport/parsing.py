@@ -13,7 +13,7 @@ __all__ = ["number", "status_row", "text", "unique_status"]
 
 def text(raw: Payload) -> str:
     """The text of an argument; bytes that are not UTF-8 survive the way back."""
-    return raw.decode("utf-8", "surrogateescape")
+    return bytes(raw).decode("utf-8", "surrogateescape")
 
 
 def unique_status(
@@ -42,6 +42,6 @@ def status_row(line: str) -> StatusRow:
 def number(raw: Payload) -> int:
     """The whole number that a packet carries as text."""
     try:
-        return int(raw.rstrip(b"\0") or b"0")
+        return int(bytes(raw).rstrip(b"\0") or b"0")
     except ValueError:
         raise ProtocolError(f"not a number: {bytes(raw)[:40]!r}") from None

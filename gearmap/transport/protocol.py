@@ -16,6 +16,7 @@ import gearman.protocol as theirs
 
 from gearmap.errors import ConfigurationError, ProtocolError
 from gearmap.transport.events import Payload
+from gearmap.wire.memory import writable
 
 __all__ = [
     "BARE_PACKETS",
@@ -77,14 +78,11 @@ MAX_PACKET_BYTES = 2**32 - 1
 READ_BUFFER_BYTES = 256 * 1024
 # From here on a packet's data is received into a buffer of its own. Larger: more copying; smaller: more buffers.
 LARGE_BYTES = 64 * 1024
-# The announced length is a claim, so memory grows with what has arrived: first this much ...
-FIRST_GROWTH_BYTES = 1024 * 1024
-# ... then as much again as has come, up to this. Larger: fewer reallocations; smaller: closer to what has come.
-MAX_GROWTH_BYTES = 16 * 1024 * 1024
 # Handles, names and uniques are short; more than this before the data is not Gearman.
 _MAX_ARGUMENTS_BYTES = 32 * 1024
 _MAX_LINE_BYTES = 64 * 1024
 _SAMPLE_BYTES = 40
+_NOTHING = memoryview(bytearray())
 
 
 def frame_head(command: int, arguments: Mapping[str, Any], data_bytes: int) -> bytes:
@@ -123,7 +121,7 @@ class PacketReader:
     Attributes
     ----------
     commands
-        Parsed commands in order of arrival: (number, arguments). Data of more than 64 KiB is a bytearray of its own.
+        Parsed commands in order of arrival: (number, arguments). Data of more than 64 KiB is writable memory.
     is_text_due
         Whether a text answer may come now. Text that nobody asked for is another protocol.
     """
@@ -139,7 +137,7 @@ class PacketReader:
         self._end = 0
         # The large packet that is being received, if any: its command, short arguments and data.
         self._large: tuple[int, tuple[Payload, ...]] | None = None
-        self._data = bytearray()
+        self._data = _NOTHING
         self._data_bytes = 0
         self._filled = 0
 
@@ -188,10 +186,7 @@ class PacketReader:
             rest = rest[count:]
 
     def _fill_large(self, receive: Callable[[memoryview], int]) -> tuple[int, bool]:
-        if self._filled == len(self._data):
-            growth = min(self._filled, MAX_GROWTH_BYTES, self._data_bytes - self._filled)
-            self._data += bytes(growth)
-        with memoryview(self._data) as whole, whole[self._filled :] as space:
+        with self._data[self._filled :] as space:
             room = len(space)
             count = receive(space)
         self._filled += count
@@ -204,7 +199,7 @@ class PacketReader:
         command, arguments = self._large
         self.commands.append((command, (*arguments, self._data)))
         self._large = None
-        self._data = bytearray()
+        self._data = _NOTHING
 
     def _parse(self) -> None:
         buffer, view, end = self._buffer, self._view, self._end
@@ -270,7 +265,8 @@ class PacketReader:
         self._large = (command, shorts)
         self._data_bytes = size - (position - first)
         self._filled = last - position
-        self._data = bytearray(max(self._filled, min(self._data_bytes, FIRST_GROWTH_BYTES)))
+        # Address space, not memory: a header that lies costs nothing.
+        self._data = writable(self._data_bytes)
         self._data[: self._filled] = self._view[position:last]
         if self._filled == self._data_bytes:
             self._finish_large()

@@ -27,7 +27,7 @@ import cloudpickle
 
 from gearmap.errors import SerializationError
 from gearmap.wire import explain
-from gearmap.wire.framing import Buffer, Payload
+from gearmap.wire.framing import Buffer, Payload, flat_view
 from gearmap.wire.functions import (
     LRU_CACHE_WRAPPER,
     names_by_value_module,
@@ -35,6 +35,7 @@ from gearmap.wire.functions import (
     reduce_lru_cache_wrapper,
 )
 from gearmap.wire.functions import FunctionCache as _FunctionCache
+from gearmap.wire.memory import writable
 
 __all__ = [
     "FunctionCache",
@@ -85,7 +86,14 @@ def dumps(value: Any, *, name: str = "the value", snapshot: bool = False) -> lis
         payload = try_dumps(value)
     except Exception as error:
         raise SerializationError(explain_unpicklable(value, name)) from error
-    return [payload[0], *map(bytearray, payload[1:])] if snapshot else payload
+    return [payload[0], *map(_copied, payload[1:])] if snapshot else payload
+
+
+def _copied(buffer: Buffer) -> memoryview:
+    view = flat_view(buffer)
+    copy = writable(len(view))
+    copy[:] = view
+    return copy
 
 
 def loads(payload: Payload) -> Any:
