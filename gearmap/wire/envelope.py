@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from gearmap.errors import EnvelopeError, SealError
 from gearmap.wire.framing import Buffer, Payload, flat_view, frame, unframe
@@ -36,8 +36,10 @@ __all__ = [
     "make_context",
     "open_body",
     "open_header",
+    "open_message",
     "parse_prefix",
     "seal_message",
+    "seal_now",
     "split_messages",
     "unframe",
 ]
@@ -70,8 +72,10 @@ class Kind(IntEnum):
     NODE = 3  # the node, node key
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prefix:
+_KINDS: dict[int, Kind] = {int(kind): kind for kind in Kind}
+
+
+class Prefix(NamedTuple):
     """What a message says in the clear. Nothing of it may be trusted before a piece has been opened.
 
     Attributes
@@ -103,17 +107,7 @@ class Prefix:
 
     def pack(self) -> bytes:
         """The `PREFIX_BYTES` bytes that stand in front of the message."""
-        return _PREFIX.pack(
-            MAGIC,
-            WIRE_VERSION,
-            self.kind,
-            self.session_id,
-            self.execution_id,
-            self.sequence,
-            self.expiry,
-            self.header_bytes,
-            self.body_bytes,
-        )
+        return _PREFIX.pack(MAGIC, WIRE_VERSION, *self)
 
 
 class SealedMessage:
@@ -124,9 +118,7 @@ class SealedMessage:
 
     __slots__ = ("_associated", "_body", "_header", "_prefix", "_sealer")
 
-    def __init__(
-        self, sealer: Sealer, prefix: Prefix, context: bytes, header: bytes, body: Sequence[Buffer]
-    ) -> None:
+    def __init__(self, sealer: Sealer, prefix: Prefix, context: bytes, header: bytes, body: Sequence[Buffer]) -> None:
         self._prefix = prefix
         self._associated = prefix.pack() + context
         self._sealer: Sealer | None = sealer
@@ -137,15 +129,34 @@ class SealedMessage:
         return self._prefix.total_bytes
 
     def __iter__(self) -> Iterator[bytes]:
+        sealer = self._take_sealer()
+        return iter((self._seal_small(sealer),)) if self.is_small else self._seal(sealer)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is one bytes object, so that there is no point in sealing it piece by piece."""
+        return self._prefix.total_bytes <= _SMALL_BYTES and self._prefix.body_bytes <= _SEALED_PIECE_BYTES
+
+    def to_bytes(self) -> bytes:
+        """The whole message; counts as its one iteration."""
+        return self._seal_small(self._take_sealer()) if self.is_small else b"".join(self)
+
+    def _take_sealer(self) -> Sealer:
         sealer, self._sealer = self._sealer, None
         if sealer is None:
             # A second round would seal other bytes under the same nonces if a buffer has changed meanwhile.
             raise RuntimeError("a sealed message can be iterated over once only")
-        return self._seal(sealer)
+        return sealer
 
-    def to_bytes(self) -> bytes:
-        """The whole message; counts as its one iteration."""
-        return b"".join(self)
+    def _seal_small(self, sealer: Sealer) -> bytes:
+        prefix, associated = self._prefix, self._associated
+        sequence, has_body = prefix.sequence, prefix.body_bytes > 0
+        body, self._body = self._body, ()
+        header = sealer.seal(self._header, sequence=sequence, index=0, last=not has_body, associated=associated)
+        start = associated[:PREFIX_BYTES] + header
+        if not has_body:
+            return start
+        return start + sealer.seal(b"".join(body), sequence=sequence, index=1, last=True, associated=associated)
 
     def _seal(self, sealer: Sealer) -> Iterator[bytes]:
         prefix, associated = self._prefix, self._associated
@@ -163,9 +174,6 @@ class SealedMessage:
                 piece, sequence=prefix.sequence, index=index, last=index == n_pieces, associated=associated
             )
             if index == 1:
-                if n_pieces == 1 and prefix.total_bytes <= _SMALL_BYTES:
-                    yield start + sealed
-                    return
                 yield start
             yield sealed
 
@@ -178,7 +186,7 @@ def make_context(function_name: bytes, unique: bytes) -> bytes:
 def seal_message(
     *,
     kind: Kind,
-    key: bytes,
+    key: bytes | Sealer,
     session_id: bytes,
     execution_id: bytes = ZERO_ID,
     sequence: int = 0,
@@ -194,7 +202,7 @@ def seal_message(
     kind
         Who writes it; the key must be that writer's.
     key
-        32 bytes from `seal.job_key`, `seal.outcome_key` or `seal.node_key`.
+        32 bytes from `seal.job_key`, `seal.outcome_key` or `seal.node_key`, or the `Sealer` of them.
     session_id, execution_id
         16 bytes each.
     sequence
@@ -217,7 +225,9 @@ def seal_message(
         raise ValueError(f"session_id and execution_id have {ID_BYTES} bytes each")
     if not 0 <= sequence <= MAX_SEQUENCE:
         raise ValueError(f"sequence must be between 0 and {MAX_SEQUENCE}, got {sequence}")
-    plain_bytes = sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in body)
+    plain_bytes = 0
+    for buffer in body:
+        plain_bytes += buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
     n_pieces = -(-plain_bytes // PIECE_BYTES)
     prefix = Prefix(
         kind=kind,
@@ -228,7 +238,34 @@ def seal_message(
         header_bytes=len(header) + TAG_BYTES,
         body_bytes=plain_bytes + TAG_BYTES * n_pieces,
     )
-    return SealedMessage(Sealer(key), prefix, context, header, body)
+    return SealedMessage(_sealer(key), prefix, context, header, body)
+
+
+def seal_now(
+    *,
+    kind: Kind,
+    key: bytes | Sealer,
+    session_id: bytes,
+    execution_id: bytes = ZERO_ID,
+    sequence: int = 0,
+    expiry: int,
+    context: bytes,
+    header: bytes,
+    body: Sequence[Buffer] = (),
+) -> bytes | SealedMessage:
+    """Seal a small message at once, prepare a large one to be sealed while it is sent; see `seal_message`."""
+    message = seal_message(
+        kind=kind,
+        key=key,
+        session_id=session_id,
+        execution_id=execution_id,
+        sequence=sequence,
+        expiry=expiry,
+        context=context,
+        header=header,
+        body=body,
+    )
+    return message.to_bytes() if message.is_small else message
 
 
 def parse_prefix(data: Buffer) -> Prefix:
@@ -247,25 +284,15 @@ def parse_prefix(data: Buffer) -> Prefix:
         raise EnvelopeError(f"not an envelope: it starts with {magic!r}")
     if version != WIRE_VERSION:
         raise EnvelopeError(f"an envelope of wire version {version}; this side reads version {WIRE_VERSION}")
-    if kind not in (1, 2, 3):
+    if kind not in _KINDS:
         raise EnvelopeError(f"an envelope of unknown kind {kind}")
     last_bytes = body_bytes % _SEALED_PIECE_BYTES
     if sequence > MAX_SEQUENCE or header_bytes < TAG_BYTES or 0 < last_bytes <= TAG_BYTES:
-        raise EnvelopeError(
-            f"impossible envelope: sequence {sequence}, lengths {header_bytes} and {body_bytes}"
-        )
-    prefix = Prefix(
-        kind=Kind(kind),
-        session_id=session_id,
-        execution_id=execution_id,
-        sequence=sequence,
-        expiry=expiry,
-        header_bytes=header_bytes,
-        body_bytes=body_bytes,
-    )
-    if prefix.total_bytes > len(data):
-        raise EnvelopeError(f"an envelope of {prefix.total_bytes} bytes was cut off after {len(data)}")
-    return prefix
+        raise EnvelopeError(f"impossible envelope: sequence {sequence}, lengths {header_bytes} and {body_bytes}")
+    total_bytes = PREFIX_BYTES + header_bytes + body_bytes
+    if total_bytes > len(data):
+        raise EnvelopeError(f"an envelope of {total_bytes} bytes was cut off after {len(data)}")
+    return Prefix(_KINDS[kind], session_id, execution_id, sequence, expiry, header_bytes, body_bytes)
 
 
 def split_messages(data: Buffer) -> list[memoryview]:
@@ -286,7 +313,16 @@ def split_messages(data: Buffer) -> list[memoryview]:
             return messages
 
 
-def open_header(data: Buffer, prefix: Prefix, key: bytes, context: bytes) -> bytes:
+def open_message(data: Buffer, prefix: Prefix, key: bytes | Sealer, context: bytes) -> tuple[bytes, memoryview]:
+    """Header and body of the message that `data` starts with; see `open_header` and `open_body`."""
+    sealer = _sealer(key)
+    header = open_header(data, prefix, sealer, context)
+    if not prefix.body_bytes:
+        return header, memoryview(bytearray())
+    return header, open_body(data, prefix, sealer, context)
+
+
+def open_header(data: Buffer, prefix: Prefix, key: bytes | Sealer, context: bytes) -> bytes:
     """The plain header of the message that `data` starts with; `data` is left as it is.
 
     Raises
@@ -294,7 +330,7 @@ def open_header(data: Buffer, prefix: Prefix, key: bytes, context: bytes) -> byt
     SealError
         If the header, the prefix or the context is not what was sealed with `key`.
     """
-    return Sealer(key).open(
+    return _sealer(key).open(
         flat_view(data)[PREFIX_BYTES : PREFIX_BYTES + prefix.header_bytes],
         sequence=prefix.sequence,
         index=0,
@@ -303,7 +339,7 @@ def open_header(data: Buffer, prefix: Prefix, key: bytes, context: bytes) -> byt
     )
 
 
-def open_body(data: Buffer, prefix: Prefix, key: bytes, context: bytes) -> memoryview:
+def open_body(data: Buffer, prefix: Prefix, key: bytes | Sealer, context: bytes) -> memoryview:
     """The plain body of the message that `data` starts with, as a writable view.
 
     The header need not have been opened. A body of several pieces is opened inside `data` if that is writable, and
@@ -321,12 +357,18 @@ def open_body(data: Buffer, prefix: Prefix, key: bytes, context: bytes) -> memor
     sealed = view[PREFIX_BYTES + prefix.header_bytes :]
     if len(sealed) != prefix.body_bytes:
         raise SealError(f"an envelope does not open: {prefix.total_bytes} bytes expected, got {len(view)}")
+    associated = prefix.pack() + context
+    sealer = _sealer(key)
     n_pieces = -(-prefix.body_bytes // _SEALED_PIECE_BYTES)
     plain_bytes = prefix.body_bytes - TAG_BYTES * n_pieces
-    in_place = n_pieces > 1 and not view.readonly
+    if n_pieces == 1:
+        plain = memoryview(bytearray(plain_bytes))
+        sealer.open_into(sealed, plain, sequence=prefix.sequence, index=1, last=True, associated=associated)
+        return plain
+    in_place = not view.readonly
     plain = _aligned(sealed)[:plain_bytes] if in_place else memoryview(bytearray(plain_bytes))
     scratch = memoryview(bytearray(PIECE_BYTES)) if in_place else None
-    _open_pieces(sealed, plain, scratch, prefix, Sealer(key), prefix.pack() + context)
+    _open_pieces(sealed, plain, scratch, prefix, sealer, associated)
     return plain
 
 
@@ -354,6 +396,10 @@ def _open_pieces(
         )
         if scratch is not None:
             into[:] = target
+
+
+def _sealer(key: bytes | Sealer) -> Sealer:
+    return key if isinstance(key, Sealer) else Sealer(key)
 
 
 def _aligned(view: memoryview) -> memoryview:

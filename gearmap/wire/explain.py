@@ -216,11 +216,7 @@ def _partial_parts(value: functools.partial[Any]) -> Iterator[_Part]:
 
 def _is_pair(state: Any) -> bool:
     """Whether a state is the (attributes, slots) of `copyreg`."""
-    return (
-        type(state) is tuple
-        and len(state) == 2
-        and all(part is None or isinstance(part, dict) for part in state)
-    )
+    return type(state) is tuple and len(state) == 2 and all(part is None or isinstance(part, dict) for part in state)
 
 
 def _place(steps: Sequence[_Step]) -> str:

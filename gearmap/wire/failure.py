@@ -34,9 +34,7 @@ _USER_CODE_ERRORS = (Exception, SystemExit, GeneratorExit)
 # Raised in the client these would mean something else: that it is to exit, that it was interrupted or cancelled, that
 # an iterator has ended.
 _NEVER_RAISED = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, StopAsyncIteration)
-_NEVER_RAISED_NAMES = frozenset(
-    {"asyncio.exceptions.CancelledError", "concurrent.futures._base.CancelledError"}
-)
+_NEVER_RAISED_NAMES = frozenset({"asyncio.exceptions.CancelledError", "concurrent.futures._base.CancelledError"})
 
 _PICKLING_HOOKS = ("__reduce__", "__reduce_ex__", "__setstate__")
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made at run time, by a class statement

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import Union
 
 from gearmap.errors import EnvelopeError
@@ -32,6 +32,8 @@ ALIGNMENT = 64
 _U32_BYTES = 4
 _U64_BYTES = 8
 _PADDING = bytes(ALIGNMENT)
+# The table of one payload that is a pickle stream only, as nearly every small outcome has it.
+_ONE_STREAM = struct.Struct("<IIQ")
 
 
 def flat_view(buffer: Buffer) -> memoryview:
@@ -63,8 +65,11 @@ def frame(payloads: Sequence[Payload]) -> list[Buffer]:
     [[b'ab'], [b'c', b'd']]
     """
     counts = [len(payload) for payload in payloads]
-    lengths = [_n_bytes(buffer) for buffer in chain.from_iterable(payloads)]
+    buffers = list(chain.from_iterable(payloads))
+    lengths = [buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers]
     table = struct.pack(f"<I{len(counts)}I{len(lengths)}Q", len(counts), *counts, *lengths)
+    if len(buffers) == len(counts) == counts.count(1):
+        return [table, *buffers]  # streams only: nothing is aligned
     framed: list[Buffer] = [table]
     position = len(table)
     for payload in payloads:
@@ -88,7 +93,13 @@ def unframe(data: Buffer) -> list[list[memoryview]]:
         If `data` is not exactly one framed region.
     """
     view = flat_view(data)
+    start = _ONE_STREAM.size
+    if len(view) >= start and _ONE_STREAM.unpack_from(view) == (1, 1, len(view) - start):
+        return [[view[start:]]]
     counts, lengths, position = _read_table(view)
+    if len(counts) == len(lengths) == counts.count(1) and position + sum(lengths) == len(view):
+        ends = accumulate(lengths, initial=position)
+        return [[view[low:high]] for low, high in pairwise(ends)]
     payloads: list[list[memoryview]] = []
     following = iter(lengths)
     for count in counts:

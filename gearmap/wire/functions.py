@@ -200,9 +200,7 @@ class FunctionCache:
 class _Entry:
     __slots__ = ("digest", "function", "payload", "snapshot")
 
-    def __init__(
-        self, function: weakref.ref[Any], snapshot: _Snapshot, digest: bytes, payload: Payload
-    ) -> None:
+    def __init__(self, function: weakref.ref[Any], snapshot: _Snapshot, digest: bytes, payload: Payload) -> None:
         self.function = function
         self.snapshot = snapshot
         self.digest = digest

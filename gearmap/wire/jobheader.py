@@ -31,7 +31,11 @@ from gearmap.wire.jsonvalues import (
     read_str,
 )
 
-__all__ = ["BlockHeader", "BlockKind", "JobHeader"]
+__all__ = ["BlockHeader", "BlockKind", "HeaderMemo", "JobHeader"]
+
+# Headers that a reader keeps. Raised: fewer are parsed again where many runs alternate; lowered: less memory.
+_KEPT_HEADERS = 64
+_KEPT_HEADER_BYTES = 8192
 
 
 class BlockKind(str, Enum):
@@ -39,9 +43,7 @@ class BlockKind(str, Enum):
 
     COLUMNS = "columns"  # one list of values for each parameter
     ROWS = "rows"  # one tuple of arguments for each task
-    CALLS = (
-        "calls"  # one (args, kwargs) for each task, pickled apart: as many payloads as the block has tasks
-    )
+    CALLS = "calls"  # one (args, kwargs) for each task, pickled apart: as many payloads as the block has tasks
 
 
 _KINDS = {kind.value: kind for kind in BlockKind}
@@ -152,6 +154,24 @@ class JobHeader:
             sys_path=as_strings(read_list(values, "sys_path"), "sys_path") if "sys_path" in values else None,
             blocks=tuple(map(_decode_block, read_list(values, "blocks"))),
         )
+
+
+class HeaderMemo:
+    """Reads headers and keeps those that it read last: the jobs of many single calls all have the same one."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, JobHeader] = {}
+
+    def read(self, data: bytes) -> JobHeader:
+        """`JobHeader.decode`, once for equal bytes."""
+        header = self._known.get(data)
+        if header is None:
+            header = JobHeader.decode(data)
+            if len(data) <= _KEPT_HEADER_BYTES:
+                if len(self._known) >= _KEPT_HEADERS:
+                    self._known.clear()
+                self._known[data] = header
+        return header
 
 
 def _encode_block(block: BlockHeader) -> list[Any]:

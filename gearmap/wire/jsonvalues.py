@@ -134,6 +134,4 @@ def as_strings(values: Sequence[Any], key: str) -> tuple[str, ...]:
 
 def _wrong(key: str, expected: str, value: Any) -> EnvelopeError:
     text = repr(value)
-    return EnvelopeError(
-        f"{key!r} in a header must be {expected}, got {text if len(text) < 80 else text[:80] + '...'}"
-    )
+    return EnvelopeError(f"{key!r} in a header must be {expected}, got {text if len(text) < 80 else text[:80] + '...'}")

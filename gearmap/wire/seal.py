@@ -41,9 +41,11 @@ KEY_BYTES = 32
 ID_BYTES = 16
 TAG_BYTES = 16
 
-_SEQUENCE_BYTES = 6
-_PIECE_BYTES = 5
-MAX_SEQUENCE = 2 ** (8 * _SEQUENCE_BYTES) - 1
+# A nonce is the sequence number (6 bytes), the number of the piece (5 bytes) and whether it is the last (1 byte).
+_NONCE_BYTES = 12
+_SEQUENCE_SHIFT = 48
+_PIECE_SHIFT = 8
+MAX_SEQUENCE = 2 ** (8 * _NONCE_BYTES - _SEQUENCE_SHIFT) - 1
 """Last sequence number that fits into a nonce; more messages than any execution sends."""
 
 _KEY_ID_HEX = 8
@@ -128,11 +130,7 @@ class Sealer:
 
 
 def _nonce(sequence: int, index: int, last: bool) -> bytes:
-    return (
-        sequence.to_bytes(_SEQUENCE_BYTES, "big")
-        + index.to_bytes(_PIECE_BYTES, "big")
-        + (b"\1" if last else b"\0")
-    )
+    return (sequence << _SEQUENCE_SHIFT | index << _PIECE_SHIFT | last).to_bytes(_NONCE_BYTES, "big")
 
 
 def _expand(key: bytes, info: bytes) -> bytes:
@@ -152,6 +150,4 @@ def _check_id(name: str, value: bytes) -> None:
 
 def _does_not_open(sequence: int, index: int) -> SealError:
     what = "its header" if index == 0 else f"piece {index} of its body"
-    return SealError(
-        f"an envelope does not open ({what}, sequence {sequence}): another key, damaged, or forged"
-    )
+    return SealError(f"an envelope does not open ({what}, sequence {sequence}): another key, damaged, or forged")
