@@ -8,9 +8,10 @@ Rule 4: nothing here knows what is in an envelope, and nothing here waits: `now`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 __all__ = [
     "AnswerNotRun",
@@ -279,6 +280,11 @@ class NodeEngine:
         self._spares = spares
         self._child_of: list[int | None] = [None] * workers
         self._executions: list[_Execution | None] = [None] * workers
+        self._workers_of: dict[int, int] = {}  # children that run an execution, and whose it is
+        self._busy = 0
+        # No execution has anything to do before this. It may be too early by an execution that is over: a look too many
+        # now and then is cheaper than to compare all of them after each event.
+        self._next_look = _NEVER
         self._starting: set[int] = set()
         self._idle: list[int] = []  # ready, and no worker's yet
         self._next_child = 0
@@ -286,20 +292,29 @@ class NodeEngine:
         self._draining = False
         self._give_back_all_at = _NEVER
         self._exited = False
+        self._handlers: dict[type, Callable[[Any, float, list[Instruction]], None]] = {
+            Start: self._on_start,
+            ChildReady: self._on_child_ready,
+            ChildGone: self._on_child_gone,
+            JobTaken: self._on_job,
+            JobGone: self._on_job_gone,
+            OutcomeCommitted: self._on_committed,
+            OutcomeFinal: self._on_final,
+            ClientsCounted: self._on_clients,
+            StopExecution: self._on_stop,
+            Drain: self._on_drain,
+            Tick: self._on_tick,
+        }
 
     @property
     def deadline(self) -> float | None:
-        """When a `Tick` is due (monotonic seconds), or None."""
-        due = self._give_back_all_at
-        for execution in self._executions:
-            if execution is not None:
-                due = min(due, execution.deadline)
-        return None if due == _NEVER else due
+        """When a `Tick` is due (monotonic seconds), or None. The tick may find that there was nothing to do."""
+        return None if self._next_look == _NEVER else self._next_look
 
     @property
     def busy(self) -> int:
         """Workers that have a job."""
-        return sum(execution is not None for execution in self._executions)
+        return self._busy
 
     def execution_of(self, worker: int) -> bytes | None:
         """Return the execution that a worker has, or None."""
@@ -308,47 +323,50 @@ class NodeEngine:
 
     def worker_of(self, child: int) -> int | None:
         """Return whose execution a child runs, or None."""
-        for worker, execution in enumerate(self._executions):
-            if execution is not None and execution.child == child:
-                return worker
-        return None
+        return self._workers_of.get(child)
 
     def handle(self, event: Input, now: float) -> list[Instruction]:
         """Take in one event; return what to do."""
         out: list[Instruction] = []
         if self._exited:
             return out
-        match event:
-            case Start():
-                self._refill(out)
-            case ChildReady(child):
-                self._on_child_ready(child, out)
-            case ChildGone():
-                self._on_child_gone(event, out)
-            case JobTaken():
-                self._on_job(event, now, out)
-            case JobGone(worker):
-                self._on_job_gone(worker, out)
-            case OutcomeCommitted(child):
-                self._on_committed(child, now)
-            case OutcomeFinal(child):
-                self._on_final(child, out)
-            case ClientsCounted():
-                self._on_clients(event, now, out)
-            case StopExecution(execution_id):
-                for execution in self._executions:
-                    if execution is not None and execution.id == execution_id:
-                        self._stop(execution, NodeReason.STOPPED, now, out)
-            case Drain(grace):
-                self._draining = True
-                self._give_back_all_at = min(self._give_back_all_at, now + grace)
-                out.append(Pause())
-        if not self._exited:
+        self._handlers[type(event)](event, now, out)
+        if now >= self._next_look and not self._exited:
             self._on_time(now, out)
-            if self._draining and self.busy == 0:
-                self._exited = True
-                out.append(Exit())
+        if self._draining and not self._busy and not self._exited:
+            self._exited = True
+            out.append(Exit())
         return out
+
+    def _on_start(self, event: Start, now: float, out: list[Instruction]) -> None:
+        self._refill(out)
+
+    def _on_stop(self, event: StopExecution, now: float, out: list[Instruction]) -> None:
+        for execution in self._executions:
+            if execution is not None and execution.id == event.execution:
+                self._stop(execution, NodeReason.STOPPED, now, out)
+
+    def _on_drain(self, event: Drain, now: float, out: list[Instruction]) -> None:
+        self._draining = True
+        self._give_back_all_at = min(self._give_back_all_at, now + event.grace)
+        self._next_look = min(self._next_look, self._give_back_all_at)
+        out.append(Pause())
+
+    def _on_tick(self, event: Tick, now: float, out: list[Instruction]) -> None:
+        """Nothing but the time: `handle` looks at that after every event."""
+
+    # ------------------------------------------------------------------------------------------------------ executions
+
+    def _end(self, worker: int) -> _Execution | None:
+        """Take a worker's execution from it."""
+        execution, self._executions[worker] = self._executions[worker], None
+        if execution is not None:
+            if execution.child is not None:
+                del self._workers_of[execution.child]
+            self._busy -= 1
+            if not self._busy:
+                self._next_look = self._give_back_all_at
+        return execution
 
     # ------------------------------------------------------------------------------------------------------- children
 
@@ -361,7 +379,8 @@ class NodeEngine:
             self._starting.add(child)
             out.append(StartChild(child))
 
-    def _on_child_ready(self, child: int, out: list[Instruction]) -> None:
+    def _on_child_ready(self, event: ChildReady, now: float, out: list[Instruction]) -> None:
+        child = event.child
         if child not in self._starting:
             return
         self._starting.discard(child)
@@ -385,11 +404,12 @@ class NodeEngine:
         if execution is None or child is None or execution.child is not None or execution.give_back_at != _NEVER:
             return
         execution.child = child
+        self._workers_of[child] = worker
         out.append(RunJob(worker, child))
 
-    def _on_child_gone(self, event: ChildGone, out: list[Instruction]) -> None:
+    def _on_child_gone(self, event: ChildGone, now: float, out: list[Instruction]) -> None:
         child = event.child
-        worker = self.worker_of(child)
+        worker = self._workers_of.get(child)
         if child in self._starting:
             self._starting.discard(child)
             self._failed_starts += 1
@@ -404,17 +424,16 @@ class NodeEngine:
 
     def _give_up(self, problem: str, out: list[Instruction]) -> None:
         """End the node. A job that it still has is given back, not left to the loss of the connection."""
-        for worker, execution in enumerate(self._executions):
+        for worker in range(len(self._executions)):
+            execution = self._end(worker)
             if execution is not None:
-                self._executions[worker] = None
                 out.append(AnswerNotRun(worker, execution.stopping or NodeReason.DRAINING))
         self._exited = True
         out.append(Exit(problem))
 
     def _after_death(self, worker: int, event: ChildGone, out: list[Instruction]) -> None:
-        execution = self._executions[worker]
+        execution = self._end(worker)
         assert execution is not None
-        self._executions[worker] = None
         if execution.stopping is not None:
             out.append(AnswerNotRun(worker, execution.stopping))
         else:
@@ -423,26 +442,29 @@ class NodeEngine:
     # ----------------------------------------------------------------------------------------------------------- jobs
 
     def _on_job(self, event: JobTaken, now: float, out: list[Instruction]) -> None:
-        execution = _Execution(event.execution, event.foreground, None)
-        self._executions[event.worker] = execution
+        self._end(event.worker)
         if event.expired:
-            self._executions[event.worker] = None
             out.append(AnswerNotRun(event.worker, NodeReason.EXPIRED))
-        elif self._draining:
+            return
+        if self._draining:
             # It was on its way when the workers were paused. Run, it could outlive the grace that is over by now.
-            self._executions[event.worker] = None
             out.append(AnswerNotRun(event.worker, NodeReason.DRAINING))
-        elif event.avoided:
-            execution.give_back_at = now + AVOID_DELAY
+            return
+        execution = _Execution(event.execution, event.foreground, None)
+        if event.avoided:
+            execution.give_back_at = first_look = now + AVOID_DELAY
         else:
-            execution.next_beat = now + FIRST_BEAT
+            execution.next_beat = first_look = now + FIRST_BEAT
             if event.foreground:
                 execution.next_ask = now + ASK_INTERVAL
-            self._run(event.worker, out)
+        self._executions[event.worker] = execution
+        self._busy += 1
+        if first_look < self._next_look:
+            self._next_look = first_look
+        self._run(event.worker, out)
 
-    def _on_job_gone(self, worker: int, out: list[Instruction]) -> None:
-        execution = self._executions[worker]
-        self._executions[worker] = None
+    def _on_job_gone(self, event: JobGone, now: float, out: list[Instruction]) -> None:
+        execution = self._end(event.worker)
         if execution is not None and execution.child is not None and execution.stopping is None:
             out.append(KillChild(execution.child))
             self._part_with(execution.child, out)
@@ -453,16 +475,17 @@ class NodeEngine:
         self._refill(out)
         self._place_children(out)
 
-    def _on_committed(self, child: int, now: float) -> None:
-        worker = self.worker_of(child)
+    def _on_committed(self, event: OutcomeCommitted, now: float, out: list[Instruction]) -> None:
+        worker = self._workers_of.get(event.child)
         execution = None if worker is None else self._executions[worker]
         if execution is not None:
             execution.next_forward = min(execution.next_forward, now + FIRST_BEAT)
+            self._next_look = min(self._next_look, execution.next_forward)
 
-    def _on_final(self, child: int, out: list[Instruction]) -> None:
-        worker = self.worker_of(child)
+    def _on_final(self, event: OutcomeFinal, now: float, out: list[Instruction]) -> None:
+        worker = self._workers_of.get(event.child)
         if worker is not None:
-            self._executions[worker] = None
+            self._end(worker)
             out.append(Finish(worker))
 
     def _on_clients(self, event: ClientsCounted, now: float, out: list[Instruction]) -> None:
@@ -484,17 +507,19 @@ class NodeEngine:
             self._part_with(execution.child, out)
         else:
             execution.give_back_at = now
+        self._next_look = min(self._next_look, now)
 
     # ----------------------------------------------------------------------------------------------------------- time
 
     def _on_time(self, now: float, out: list[Instruction]) -> None:
+        """Do what is due, and find out what is due next."""
         for worker, execution in enumerate(self._executions):
             if execution is None:
                 continue
             if now >= self._give_back_all_at:
                 self._stop(execution, NodeReason.DRAINING, now, out)
             if now >= execution.give_back_at:
-                self._executions[worker] = None
+                self._end(worker)
                 out.append(AnswerNotRun(worker, execution.stopping or NodeReason.AVOIDED))
                 continue
             if now >= execution.next_forward:
@@ -508,3 +533,6 @@ class NodeEngine:
                 out.append(AskClients(worker))
         if now >= self._give_back_all_at:
             self._give_back_all_at = _NEVER
+        waiting = (execution.deadline for execution in self._executions if execution is not None)
+        self._next_look = min(waiting, default=_NEVER)
+        self._next_look = min(self._next_look, self._give_back_all_at)

@@ -18,17 +18,21 @@ from typing import TYPE_CHECKING, Any
 from gearmap.runtime.child import COMMIT, FINAL, FRAME, READY, ChildSettings, main
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
 __all__ = ["Child", "Committed", "Ended", "Ready", "Report", "child_context"]
 
 # What the process that starts children has imported before: no child imports it again. Nothing of the user's belongs
 # here: a library that starts threads and a fork are the classic deadlock.
-PRELOAD = ("gearmap.runtime.child", "gearmap.wire.serializer", "gearmap.wire.outcome", "gearmap.wire.jobheader")
+PRELOAD = ("gearmap.runtime.childrun", "multiprocessing.sharedctypes")
 
-# One read from a child's pipe. Raised: fewer system calls for large outcomes; lowered: less memory for each child.
-_READ_BYTES = 256 * 1024
+# One read from a child's pipe. Raised: fewer system calls for medium outcomes; lowered: less memory is asked for and
+# given back. What is left of a large outcome is read in place.
+_READ_BYTES = 64 * 1024
 _PIPE_BYTES = 1024 * 1024
+
+# Up to here a job is one write. Raised: more is copied; lowered: more system calls.
+_JOIN_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,8 @@ class Child:
         self._kind = b""
         self._body: bytearray | None = None
         self._filled = 0
+        self._report_change: Callable[[Child], object] = _nobody_watches
+        self._has_rest = False
         self.sentinel = Sentinel(self)
 
     def start(self) -> None:
@@ -106,11 +112,13 @@ class Child:
         """The position of the task that runs, as far as is known now."""
         return int(self._index[0])
 
-    def send_job(self, head: bytes, sealed: Iterable[bytes | bytearray | memoryview]) -> None:
+    def send_job(self, head: bytes, sealed: bytes | bytearray | memoryview) -> None:
         """Hand a job to the child."""
         self._index[0] = 0  # the child is idle: what an earlier job left there must not be charged to this one
-        self._outgoing.append(memoryview(head))
-        self._outgoing.extend(memoryview(part).cast("B") for part in sealed)
+        if len(sealed) <= _JOIN_BYTES:
+            self._outgoing.append(memoryview(head + sealed))
+        else:
+            self._outgoing += (memoryview(head), memoryview(sealed))
         self.on_writable()
 
     def kill(self) -> None:
@@ -133,6 +141,10 @@ class Child:
 
     # -------------------------------------------------------------------------------------------------------- polling
 
+    def watched_by(self, report_change: Callable[[Child], object]) -> None:
+        """Have `report_change` called when the file descriptor or `wants_write` has changed."""
+        self._report_change = report_change
+
     def fileno(self) -> int:
         return -1 if self._pipe is None else self._pipe.fileno()
 
@@ -141,6 +153,13 @@ class Child:
         return bool(self._outgoing)
 
     def on_writable(self) -> None:
+        """Write what the pipe takes."""
+        self._write()
+        if bool(self._outgoing) != self._has_rest:
+            self._has_rest = not self._has_rest
+            self._report_change(self)
+
+    def _write(self) -> None:
         while self._outgoing and self._pipe is not None:
             part = self._outgoing[0]
             try:
@@ -173,7 +192,7 @@ class Child:
         if not data:
             self._close_pipe()
             return False
-        self._take_apart(memoryview(data))
+        self._take_apart(data)
         return True
 
     def _read_body(self) -> bool:
@@ -187,7 +206,15 @@ class Child:
         self._finish_body()
         return True
 
-    def _take_apart(self, data: memoryview) -> None:
+    def _take_apart(self, data: bytes) -> None:
+        if self._body is None and not self._head and len(data) >= FRAME.size:
+            kind, length = FRAME.unpack_from(data)
+            if len(data) == FRAME.size + length:  # one frame, and all of it: nearly every small outcome
+                self._add_report(kind, data[FRAME.size :])
+                return
+        self._take_pieces(memoryview(data))
+
+    def _take_pieces(self, data: memoryview) -> None:
         while data:
             if self._body is None:
                 need = FRAME.size - len(self._head)
@@ -209,10 +236,13 @@ class Child:
         if body is None or self._filled < len(body):
             return
         self._body = None
-        if self._kind == READY:
+        self._add_report(self._kind, body)
+
+    def _add_report(self, kind: bytes, body: bytes | bytearray) -> None:
+        if kind in (FINAL, COMMIT):
+            self._reports.append(Committed(body, kind == FINAL))
+        elif kind == READY:
             self._reports.append(Ready())
-        elif self._kind in (COMMIT, FINAL):
-            self._reports.append(Committed(body, self._kind == FINAL))
 
     # --------------------------------------------------------------------------------------------------------- ending
 
@@ -244,6 +274,11 @@ class Child:
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
+            self._report_change(self)
+
+
+def _nobody_watches(child: Child) -> None:
+    """Until a Poller asks for it."""
 
 
 class Sentinel:
@@ -254,6 +289,9 @@ class Sentinel:
     def __init__(self, child: Child) -> None:
         self._child = child
         self._closed = False
+
+    def watched_by(self, report_change: Callable[[Sentinel], object]) -> None:
+        """Its file descriptor lasts as long as it is watched."""
 
     def fileno(self) -> int:
         process = self._child._process

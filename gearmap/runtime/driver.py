@@ -115,12 +115,15 @@ class Driver:
             self._end()
 
     def _work(self) -> None:
+        """One round. Every run is stepped; a step without news is cheap."""
         while self._commands:
             self._commands.popleft()()
         now = time.monotonic()
+        has_closed = False
         for run in self._runs:
             run.step(now)
-        if any(run.closed for run in self._runs):
+            has_closed = has_closed or run.closed
+        if has_closed:
             self._runs = [run for run in self._runs if not run.closed]
         if self._runs and now >= self._next_health:
             self._next_health = now + HEALTH_INTERVAL
@@ -135,13 +138,13 @@ class Driver:
     def _timeout(self) -> float | None:
         if self._commands:
             return 0.0
-        due = [run.deadline for run in self._runs if not run.closed]
-        known = [each for each in due if each is not None]
-        if any(run.engine.wants_workers for run in self._runs):
-            known.append(self._next_health)
-        if not known:
-            return None
-        return max(0.0, min(known) - time.monotonic())
+        due = float("inf")
+        for run in self._runs:
+            if run.due < due:
+                due = run.due
+            if run.engine.wants_workers and self._next_health < due:
+                due = self._next_health
+        return None if due == float("inf") else max(0.0, due - time.monotonic())
 
     def _end(self) -> None:
         while self._commands:

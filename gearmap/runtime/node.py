@@ -16,7 +16,6 @@ import logging
 import os
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +23,10 @@ from typing import Any
 from gearmap.core import node_engine as ne
 from gearmap.core.names import Lane, control_name
 from gearmap.errors import WireError
-from gearmap.runtime.child import ChildSettings, encode_job
+from gearmap.runtime.child import ChildSettings
 from gearmap.runtime.children import Child, Committed, Ended, Ready, child_context
 from gearmap.runtime.control import ControlDesk
-from gearmap.runtime.parts import Parts
+from gearmap.runtime.work import JobOpener, Work
 from gearmap.transport.events import (
     AssignedJob,
     JobAssigned,
@@ -38,9 +37,8 @@ from gearmap.transport.events import (
 )
 from gearmap.transport.poller import Poller, Waker
 from gearmap.transport.worker import WorkerLinks
-from gearmap.wire import envelope, seal
-from gearmap.wire.jobheader import JobHeader
-from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, encode_outcome
+from gearmap.wire import seal
+from gearmap.wire.outcome import NotRun, NotRunReason, Outcome
 
 __all__ = ["Node", "NodeSettings"]
 
@@ -48,9 +46,6 @@ logger = logging.getLogger(__name__)
 
 # How long the last answers may take to reach the job servers when a node leaves.
 FLUSH_SECONDS = 3.0
-
-# Session keys that are kept derived. Raised: fewer derivations with many clients; lowered: less memory.
-KEPT_SESSIONS = 256
 
 _REASONS = {
     ne.NodeReason.AVOIDED: NotRunReason.AVOIDED,
@@ -101,22 +96,6 @@ class NodeSettings:
         return tuple(Lane(queue, self.python, self.key_id).name for queue in self.queues)
 
 
-@dataclass(slots=True)
-class _Work:
-    """One job that a worker holds, with what is needed to answer it."""
-
-    job: AssignedJob
-    prefix: envelope.Prefix
-    context: bytes
-    session_key: bytes
-    job_key: bytes
-    header: JobHeader
-    execution_id: bytes
-    began: float
-    committed: list[bytes | bytearray] = field(default_factory=list)
-    node_sequence: int = 0
-
-
 @dataclass(slots=True, eq=False)
 class _Worker:
     """One Gearman worker of the node."""
@@ -124,7 +103,7 @@ class _Worker:
     index: int
     name: str
     links: WorkerLinks
-    work: _Work | None = None
+    work: Work | None = None
     done: int = 0
     deadline: float = float("inf")
 
@@ -150,12 +129,28 @@ class Node:
         self._workers: list[_Worker] = []
         self._owners: dict[Any, _Worker | Child | ControlDesk] = {}
         self._touched: set[_Worker | Child | ControlDesk] = set()
-        self._session_keys: OrderedDict[bytes, bytes] = OrderedDict()
+        # No connection wants to be woken before this; it may be too early, which costs one look at all of them.
+        self._links_due = float("inf")
+        self._opener = JobOpener(settings.secret)
         self._control: ControlDesk | None = None
         self._exit: ne.Exit | None = None
         self._drain_grace: float | None = None
+        # What was said about the servers: one line for each change, not for each worker or attempt.
         self._up: set[tuple[str, int]] = set()
+        self._missing: set[tuple[str, int]] = set()
         self._started = time.monotonic()
+        self._carriers: dict[type, Callable[[Any], None]] = {
+            ne.StartChild: self._start_child,
+            ne.KillChild: self._kill_child,
+            ne.RunJob: self._run_job,
+            ne.Forward: self._forward,
+            ne.Finish: self._finish,
+            ne.AnswerNotRun: self._answer_not_run,
+            ne.SendBeat: self._send_beat,
+            ne.AskClients: self._ask_clients,
+            ne.Pause: self._pause,
+            ne.Exit: self._leave,
+        }
 
     # --------------------------------------------------------------------------------------------------------- surface
 
@@ -221,19 +216,30 @@ class Node:
         if self._drain_grace is not None:
             grace, self._drain_grace = self._drain_grace, None
             self._do(ne.Drain(grace))
-        for desk in (*self._workers, self._control):
-            if desk is not None and now >= desk.deadline:
-                desk.links.tick(now)
-                self._touched.add(desk)
+        if now >= self._links_due:
+            self._tick_links(now)
         while self._touched:
             # Hearing one may touch another: an outcome of a child is sent by its worker.
             heard, self._touched = self._touched, set()
             for owner in heard:
                 self._hear(owner)
-        if self._engine.deadline is not None and now >= self._engine.deadline:
+        due = self._engine.deadline
+        if due is not None and now >= due:
             self._do(ne.Tick())
             for owner in self._touched:
                 self._settle(owner)
+
+    def _tick_links(self, now: float) -> None:
+        """Let the deadlines of connections fire, and find the next one."""
+        self._links_due = float("inf")
+        for desk in (*self._workers, self._control):
+            if desk is None:
+                continue
+            if now >= desk.deadline:
+                desk.links.tick(now)
+                self._touched.add(desk)
+            else:
+                self._links_due = min(self._links_due, desk.deadline)
 
     def _hear(self, owner: _Worker | Child | ControlDesk) -> None:
         """Take in what one connection or child has to say."""
@@ -241,36 +247,35 @@ class Node:
             self._hear_child(owner)
         elif isinstance(owner, _Worker):
             for event in owner.links.take_events():
-                self._on_server_event(owner, event)
+                if type(event) is JobAssigned:
+                    self._on_job(owner, event.job)
+                else:
+                    self._on_server_event(owner, event)
             self._settle(owner)
         else:
             owner.work()
             self._settle(owner)
 
     def _settle(self, owner: _Worker | Child | ControlDesk) -> None:
-        """After something was sent: what is still to be written, and when the connection wants to be woken."""
+        """After something was heard or sent: when the connection wants to be woken."""
         if isinstance(owner, Child):
-            self._poller.update(owner)
             return
-        for link in owner.links.links:
-            self._poller.update(link)
         due = owner.links.deadline
         owner.deadline = float("inf") if due is None else due
+        if owner.deadline < self._links_due:
+            self._links_due = owner.deadline
 
     def _timeout(self) -> float | None:
-        due = min(worker.deadline for worker in self._workers)
-        if self._control is not None:
-            due = min(due, self._control.deadline)
-        if self._engine.deadline is not None:
-            due = min(due, self._engine.deadline)
+        due = self._links_due
+        engine_due = self._engine.deadline
+        if engine_due is not None and engine_due < due:
+            due = engine_due
         return None if due == float("inf") else max(0.0, due - time.monotonic())
 
     # ---------------------------------------------------------------------------------------------------------- events
 
     def _on_server_event(self, worker: _Worker, event: Any) -> None:
         match event:
-            case JobAssigned(job):
-                self._on_job(worker, job)
             case UniqueStatus() if worker.work is not None and event.unique == worker.work.job.unique:
                 self._do(ne.ClientsCounted(worker.index, worker.work.execution_id, event.clients))
             case JobLost():
@@ -278,100 +283,62 @@ class Node:
                 self._do(ne.JobGone(worker.index))
             case ServerUp(server) if server not in self._up:
                 self._up.add(server)
+                self._missing.discard(server)
                 self._report(f"connected to {server[0]}:{server[1]}")
-            case ServerDown(server, reason) if server in self._up:
+            case ServerDown(server, reason) if server not in self._missing:
+                lost = f"lost {server[0]}:{server[1]}: " if server in self._up else ""
                 self._up.discard(server)
-                self._report(f"lost {server[0]}:{server[1]}: {reason}; trying again")
+                self._missing.add(server)
+                self._report(f"{lost}{reason}; trying again")
             case _:
                 pass
 
     def _on_job(self, worker: _Worker, job: AssignedJob) -> None:
-        context = envelope.make_context(job.function.encode(), job.unique.encode())
         try:
-            prefix = envelope.parse_prefix(job.data)
-            session_key = self._session_key(prefix.session_id)
-            job_key = seal.job_key(session_key, job.unique.encode())
-            header = JobHeader.decode(envelope.open_header(job.data, prefix, job_key, context))
+            work = self._opener.open(job, execution_id=os.urandom(16), now=time.monotonic())
         except WireError as error:
             logger.warning("job %s refused: %s", job.handle, error, extra={"action": "refuse_job"})
             self._report(f"refused a job that does not open: {error}")
             worker.work = None
             worker.links.fail(job)
             return
-        work = _Work(job, prefix, context, session_key, job_key, header, os.urandom(16), time.monotonic())
         worker.work = work
         self._do(
             ne.JobTaken(
                 worker.index,
                 work.execution_id,
-                foreground=header.foreground and bool(job.unique),
-                avoided=worker.name in header.avoid,
-                expired=time.time() > prefix.expiry,
+                foreground=work.header.foreground and bool(job.unique),
+                avoided=worker.name in work.header.avoid,
+                expired=time.time() > work.prefix.expiry,
             )
         )
 
-    def _session_key(self, session_id: bytes) -> bytes:
-        key = self._session_keys.get(session_id)
-        if key is None:
-            key = self._session_keys[session_id] = seal.session_key(self.settings.secret, session_id)
-            if len(self._session_keys) > KEPT_SESSIONS:
-                self._session_keys.popitem(last=False)
-        return key
-
     def _hear_child(self, child: Child) -> None:
         for report in child.take_reports():
-            match report:
-                case Ready():
-                    self._do(ne.ChildReady(child.number))
-                case Committed(sealed, final):
-                    self._on_committed(child, sealed, final)
-                case Ended(position, detail):
-                    self._forget_child(child)
-                    self._do(ne.ChildGone(child.number, position, detail))
+            if isinstance(report, Committed):
+                self._on_committed(child, report.sealed, report.final)
+            elif isinstance(report, Ready):
+                self._do(ne.ChildReady(child.number))
+            elif isinstance(report, Ended):
+                self._forget_child(child)
+                self._do(ne.ChildGone(child.number, report.position, report.detail))
 
     def _on_committed(self, child: Child, sealed: bytes | bytearray, final: bool) -> None:
         index = self._engine.worker_of(child.number)
         work = None if index is None else self._workers[index].work
         if work is None:
             return  # the job went away while the child worked on
-        work.committed.append(sealed)
+        work.commit(sealed)
         self._do(ne.OutcomeFinal(child.number) if final else ne.OutcomeCommitted(child.number))
 
     # ----------------------------------------------------------------------------------------------------- instructions
 
     def _do(self, event: ne.Input) -> None:
         for instruction in self._engine.handle(event, time.monotonic()):
-            self._carry_out(instruction)
+            self._carriers[type(instruction)](instruction)
 
-    def _carry_out(self, instruction: ne.Instruction) -> None:
-        match instruction:  # the commonest first
-            case ne.StartChild(number):
-                self._start_child(number)
-            case ne.KillChild(number):
-                if number in self._children:
-                    self._children[number].kill()
-            case ne.RunJob(index, number):
-                self._run_job(self._workers[index], self._children[number])
-            case ne.Forward(index):
-                self._forward(self._workers[index])
-            case ne.Finish(index):
-                self._finish(self._workers[index])
-            case ne.AnswerNotRun():
-                self._answer_not_run(instruction)
-            case ne.SendBeat(index):
-                self._send_beat(self._workers[index])
-            case ne.AskClients(index):
-                worker = self._workers[index]
-                if worker.work is not None:
-                    worker.links.ask_clients(worker.work.job)
-                    self._touched.add(worker)
-            case ne.Pause():
-                for worker in self._workers:
-                    worker.links.pause()
-            case ne.Exit():
-                self._exit = instruction
-
-    def _start_child(self, number: int) -> None:
+    def _start_child(self, instruction: ne.StartChild) -> None:
+        number = instruction.child
         child = Child(number, self._context, self.settings.children)
         child.start()
         self._children[number] = child
@@ -379,43 +346,53 @@ class Node:
             self._owners[pollable] = child
             self._poller.add(pollable)
 
+    def _kill_child(self, instruction: ne.KillChild) -> None:
+        child = self._children.get(instruction.child)
+        if child is not None:
+            child.kill()
+
     def _forget_child(self, child: Child) -> None:
         self._children.pop(child.number, None)
         for pollable in (child, child.sentinel):
             self._owners.pop(pollable, None)
             self._poller.remove(pollable)
 
-    def _run_job(self, worker: _Worker, child: Child) -> None:
+    def _run_job(self, instruction: ne.RunJob) -> None:
+        worker = self._workers[instruction.worker]
         work = worker.work
         assert work is not None
-        unique = work.job.unique.encode()
-        head = encode_job(
-            execution_id=work.execution_id,
-            job_key=work.job_key,
-            outcome_key=seal.outcome_key(work.session_key, unique, work.execution_id),
-            context=work.context,
-            worker=worker.name,
-            index=worker.index,
-            expiry=work.prefix.expiry,
-            sealed_bytes=len(work.job.data),
-        )
-        child.send_job(head, (work.job.data,))
-        self._poller.update(child)
+        head = work.head_for_child(worker.name, worker.index)
+        self._children[instruction.child].send_job(head, work.job.data)
 
-    def _forward(self, worker: _Worker) -> None:
+    def _forward(self, instruction: ne.Forward) -> None:
+        worker = self._workers[instruction.worker]
         work = worker.work
-        if work is not None and work.committed:
-            committed, work.committed = work.committed, []
-            worker.links.send_data(work.job, Parts(committed))
+        committed = None if work is None else work.take_committed()
+        if work is not None and committed is not None:
+            worker.links.send_data(work.job, committed)
             self._touched.add(worker)
 
-    def _finish(self, worker: _Worker) -> None:
+    def _finish(self, instruction: ne.Finish) -> None:
+        worker = self._workers[instruction.worker]
         work = worker.work
         assert work is not None
         worker.work = None
-        worker.links.complete(work.job, Parts(work.committed))
+        worker.links.complete(work.job, work.take_committed())
         self._touched.add(worker)
         self._tell(worker, work, "done")
+
+    def _ask_clients(self, instruction: ne.AskClients) -> None:
+        worker = self._workers[instruction.worker]
+        if worker.work is not None:
+            worker.links.ask_clients(worker.work.job)
+            self._touched.add(worker)
+
+    def _pause(self, instruction: ne.Pause) -> None:
+        for worker in self._workers:
+            worker.links.pause()
+
+    def _leave(self, instruction: ne.Exit) -> None:
+        self._exit = instruction
 
     def _answer_not_run(self, answer: ne.AnswerNotRun) -> None:
         worker = self._workers[answer.worker]
@@ -429,37 +406,22 @@ class Node:
             detail = f"the clock of {worker.name} says {time.time():.0f}, the job was good until {work.prefix.expiry}"
         not_run = NotRun(reason=reason, detail=detail)
         outcome = Outcome(not_run=not_run, final=True, worker=worker.name, beat=answer.charged)
-        worker.links.complete(work.job, Parts([*work.committed, self._sealed(work, outcome)]))
+        work.commit_own(outcome)
+        worker.links.complete(work.job, work.take_committed())
         self._touched.add(worker)
         self._tell(worker, work, f"not run ({answer.reason.value}{': ' if answer.detail else ''}{answer.detail})")
 
-    def _send_beat(self, worker: _Worker) -> None:
+    def _send_beat(self, instruction: ne.SendBeat) -> None:
+        worker = self._workers[instruction.worker]
         work = worker.work
         if work is None:
             return
         position = self._position(worker)
         outcome = Outcome(worker=worker.name, beat=position)
-        worker.links.send_data(work.job, self._sealed(work, outcome))
-        size = sum(high - low for block in work.header.blocks for low, high in block.run)
+        worker.links.send_data(work.job, work.sealed(outcome))
+        size = work.header.n_tasks
         worker.links.send_status(work.job, position or 0, size)
         self._touched.add(worker)
-
-    def _sealed(self, work: _Work, outcome: Outcome) -> bytes:
-        """Seal what the node itself says about an execution, under the key that only the node writes with."""
-        header, body = encode_outcome(outcome, ())
-        message = envelope.seal_message(
-            kind=envelope.Kind.NODE,
-            key=seal.node_key(work.session_key, work.job.unique.encode(), work.execution_id),
-            session_id=work.prefix.session_id,
-            execution_id=work.execution_id,
-            sequence=work.node_sequence,
-            expiry=work.prefix.expiry,
-            context=work.context,
-            header=header,
-            body=body,
-        )
-        work.node_sequence += 1
-        return message.to_bytes()
 
     def _position(self, worker: _Worker) -> int | None:
         for child in self._children.values():
@@ -467,11 +429,11 @@ class Node:
                 return child.position
         return None
 
-    def _tell(self, worker: _Worker, work: _Work, how: str) -> None:
+    def _tell(self, worker: _Worker, work: Work, how: str) -> None:
         worker.done += 1
         if self._verbose is None:
             return
-        size = sum(high - low for block in work.header.blocks for low, high in block.run)
+        size = work.header.n_tasks
         tasks = "1 task" if size == 1 else f"{size} tasks"
         lane = Lane.parse(work.job.function)
         queue = "?" if lane is None else lane.queue

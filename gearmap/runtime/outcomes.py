@@ -6,14 +6,14 @@ Whatever is missing, doubled, out of order or does not open is a WireError; noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
 from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.errors import EnvelopeError
 from gearmap.runtime.futures import ResultBatch
 from gearmap.wire import envelope, seal
-from gearmap.wire.outcome import DecodedOutcome, NotRunReason, decode_outcome
+from gearmap.wire.outcome import DecodedOutcome, NotRunReason, decode_outcome, decode_results
 
 __all__ = ["OutcomeReader"]
 
@@ -27,21 +27,37 @@ _KINDS = {
 Opened = list[tuple["ev.OutcomeArrived | ev.Beat", list[ResultBatch]]]
 
 
-@dataclass(slots=True)
 class _Writer:
-    key: bytes
-    next_sequence: int = 0
+    __slots__ = ("next_sequence", "sealer")
+
+    def __init__(self, sealer: seal.Sealer) -> None:
+        self.sealer = sealer
+        self.next_sequence = 0
 
 
 class OutcomeReader:
-    """Opens the outcomes of one attempt."""
+    """Opens the outcomes of one attempt.
 
-    def __init__(self, session_id: bytes, session_key: bytes, unique: bytes, context: bytes) -> None:
+    Attributes
+    ----------
+    server
+        The number of the job server that has the attempt.
+    function
+        The function that its tasks call.
+    """
+
+    __slots__ = ("_context", "_session_id", "_session_key", "_unique", "_writers", "function", "server")
+
+    def __init__(
+        self, server: int, function: Hashable, session_id: bytes, session_key: bytes, unique: bytes, context: bytes
+    ) -> None:
+        self.server = server
+        self.function = function
         self._session_id = session_id
         self._session_key = session_key
         self._unique = unique
         self._context = context
-        self._writers: dict[tuple[int, bytes], _Writer] = {}
+        self._writers: dict[tuple[envelope.Kind, bytes], _Writer] = {}
 
     def read(self, attempt: int, data: Any) -> Opened:
         """Return the events in one packet's data, each with the batches of its results.
@@ -51,18 +67,33 @@ class OutcomeReader:
         WireError
             If anything in it is not as its writer sealed it.
         """
-        return [self._read_message(attempt, message) for message in envelope.split_messages(data)]
+        rest = memoryview(data)
+        opened = []
+        while True:
+            prefix = envelope.parse_prefix(rest)
+            opened.append(self._read_message(attempt, prefix, rest))
+            if prefix.total_bytes == len(rest):
+                return opened
+            rest = rest[prefix.total_bytes :]
 
-    def _read_message(self, attempt: int, message: memoryview) -> tuple[ev.OutcomeArrived | ev.Beat, list[ResultBatch]]:
-        prefix = envelope.parse_prefix(message)
+    def _read_message(
+        self, attempt: int, prefix: envelope.Prefix, message: memoryview
+    ) -> tuple[ev.OutcomeArrived | ev.Beat, list[ResultBatch]]:
+        """Read the message that `message` starts with."""
         if prefix.session_id != self._session_id:
             raise EnvelopeError("an outcome of another session")
         writer = self._writer(prefix)
         if prefix.sequence != writer.next_sequence:
             raise EnvelopeError(f"outcome {prefix.sequence} of an execution came, {writer.next_sequence} was next")
-        header = envelope.open_header(message, prefix, writer.key, self._context)
-        body = envelope.open_body(message, prefix, writer.key, self._context)
+        header, body = envelope.open_message(message, prefix, writer.sealer, self._context)
         writer.next_sequence += 1
+        results = decode_results(header, body) if prefix.kind is envelope.Kind.OUTCOME else None
+        if results is not None:
+            first, stop, elapsed, count, final, worker, payload = results
+            event = ev.OutcomeArrived(
+                attempt, prefix.execution_id, worker, ((first, stop),), (), None, elapsed, count, final
+            )
+            return event, [ResultBatch(payload)]
         decoded = decode_outcome(header, body)
         outcome = decoded.outcome
         if prefix.kind is envelope.Kind.NODE and outcome.not_run is None:
@@ -70,13 +101,14 @@ class OutcomeReader:
         return _event(attempt, prefix.execution_id, decoded)
 
     def _writer(self, prefix: envelope.Prefix) -> _Writer:
-        name = (int(prefix.kind), prefix.execution_id)
+        name = (prefix.kind, prefix.execution_id)
         writer = self._writers.get(name)
         if writer is None:
             if prefix.kind is envelope.Kind.JOB:
                 raise EnvelopeError("a job came back in place of an outcome")
             derive = seal.outcome_key if prefix.kind is envelope.Kind.OUTCOME else seal.node_key
-            writer = self._writers[name] = _Writer(derive(self._session_key, self._unique, prefix.execution_id))
+            key = derive(self._session_key, self._unique, prefix.execution_id)
+            writer = self._writers[name] = _Writer(seal.Sealer(key))
         return writer
 
 

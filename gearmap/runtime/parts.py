@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-__all__ = ["Parts", "joined"]
+__all__ = ["Parts"]
 
 
 class Parts:
@@ -19,8 +19,3 @@ class Parts:
 
     def __iter__(self) -> Iterator[bytes | bytearray | memoryview]:
         return iter(self._parts)
-
-
-def joined(parts: Sequence[bytes | bytearray | memoryview]) -> bytes | bytearray | memoryview | Parts:
-    """Return a body of several parts; a single one, as nearly every small outcome is, is its own body."""
-    return parts[0] if len(parts) == 1 else Parts(parts)

@@ -13,10 +13,9 @@ Data flow::
 from __future__ import annotations
 
 import logging
+import os
 import time
-import uuid
-from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ from gearmap.core.names import Lane, explain_no_worker
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import ClockSkew, GearmapError, JobRejected, ServerUnavailable, WireError
 from gearmap.runtime.futures import ResultBatch
+from gearmap.runtime.jobwriter import JobWriter, Place
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.serverlink import ServerLink
 from gearmap.transport.events import (
@@ -40,10 +40,9 @@ from gearmap.transport.events import (
     WorkException,
     WorkFailed,
 )
-from gearmap.wire import envelope, seal
-from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader
+from gearmap.wire.jobheader import BlockKind
 
-__all__ = ["Consumer", "Place", "Run", "RunSettings"]
+__all__ = ["Consumer", "Feeder", "Place", "Run", "RunSettings"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +60,9 @@ PROGRESS_INTERVAL = 0.1
 
 # Refusals in a row (queue full) before the run is given up.
 MAX_REJECTIONS = 20
+
+_NEVER = float("inf")
+_TICK = ev.Tick()
 
 
 class Consumer(Protocol):
@@ -94,12 +96,14 @@ class Consumer(Protocol):
         """Nothing will come any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where tasks run on the same machine: the caller's folder and import path; None elsewhere."""
+class Feeder(Protocol):
+    """Whoever has blocks for a run at any time, without being asked. Called in the driver thread."""
 
-    cwd: str | None = None
-    sys_path: tuple[str, ...] | None = None
+    def feed(self, *, saturated: bool) -> bool:
+        """Add what there is to the run; return whether there was anything.
+
+        While the run is `saturated` with tasks nobody needs to wake the driver for more: it asks again by itself.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,25 +119,16 @@ class RunSettings:
     lasts: bool = False
 
 
-@dataclass(slots=True)
-class _StoredBlock:
-    """A block's bytes, kept until its tasks are settled."""
-
-    kind: BlockKind
-    payload: Any
-    place: Place
-
-
-@dataclass(slots=True)
-class _Sent:
-    """An attempt that was sent."""
-
-    server: int
-    reader: OutcomeReader
-
-
 class Run:
-    """A run in the driver."""
+    """A run in the driver.
+
+    Attributes
+    ----------
+    due
+        When `step` must be called, if nothing else happens.
+    feeder
+        See `Feeder`; None for a run that asks its consumer for blocks.
+    """
 
     def __init__(
         self, settings: RunSettings, engine: RunEngine, consumer: Consumer, links: Sequence[ServerLink]
@@ -143,10 +138,18 @@ class Run:
         self.consumer = consumer
         self.links = list(links)
         self.closed = False
-        self._functions: dict[Hashable, Any] = {}
-        self._blocks: dict[int, _StoredBlock] = {}
-        self._sent: dict[int, _Sent] = {}
-        self._inbox: deque[ev.Input] = deque()
+        self.due = 0.0
+        self.feeder: Feeder | None = None
+        self._writer = JobWriter(
+            run_id=settings.run_id,
+            lane=settings.lane,
+            session_id=settings.session_id,
+            session_key=settings.session_key,
+        )
+        self._newest_function: Hashable = None
+        self._seconds: dict[Hashable, float] = {}
+        self._sent: dict[int, OutcomeReader] = {}
+        self._inbox: list[ev.Input] = []
         self._outbox: dict[int, list[JobRequest]] = {}
         self._workers_on: dict[int, int] = {}
         self._served: dict[int, tuple[tuple[str, int], ...]] = {}
@@ -157,20 +160,48 @@ class Run:
         self._next_status = 0.0
         self._next_progress = 0.0
         self._waiting_since: float | None = None
+        self._handlers: dict[type, Callable[[ServerLink, Any, list[ev.Input], float], None]] = {
+            WorkComplete: self._on_complete,
+            WorkData: self._on_data,
+            WorkFailed: self._on_failed,
+            WorkException: self._on_failed,
+            Rejected: self._on_rejected,
+            StatusListing: self._on_status,
+            Connected: self._on_connected,
+            Lost: self._on_lost,
+            ConnectFailed: self._on_connect_failed,
+        }
+        self._carriers: dict[type, Callable[[Any, list[ev.Input]], None]] = {
+            ev.Submit: self._submit,
+            ev.FailTask: self._fail_task,
+            ev.LoseTask: self._lose_task,
+            ev.DropBlock: self._drop_block,
+            ev.CancelAttempt: self._cancel_attempt,
+            ev.BreakRun: self._break,
+            ev.RunEnded: self._end,
+        }
 
     # --------------------------------------------------------------------------------------- commands (driver thread)
 
     def add_block(
         self, block: ev.Block, kind: BlockKind, payload: Any, place: Place, function: tuple[bytes, Any] | None = None
     ) -> None:
-        """Take in pickled argument sets; `function` is (digest, payload) where it may be new."""
+        """Take in pickled argument sets; `function` is (digest, payload) where it may be new.
+
+        The payload of a block of calls is a list of payloads, one for each call.
+        """
         if self.closed:
             return
         if function is not None:
-            self._functions.setdefault(function[0], function[1])
-        self._blocks[block.id] = _StoredBlock(kind, payload, place)
+            self._writer.add_function(*function)
+        self._newest_function = block.function
+        self._writer.add_block(block.id, kind, payload, place)
         self._inbox.append(ev.AddBlock(block))
         self._asked_for = False
+
+    def seconds_of(self, function: Hashable) -> float | None:
+        """Return how long one task of the function took on average in the newest outcome, or None before the first."""
+        return self._seconds.get(function)
 
     def tell(self, event: ev.Input) -> None:
         """Queue an event for the engine."""
@@ -188,47 +219,76 @@ class Run:
 
     # ---------------------------------------------------------------------------------------------------------- a step
 
-    @property
-    def deadline(self) -> float | None:
-        """When the run must be stepped again, if nothing else happens."""
-        due = [link.deadline for link in self.links if link.deadline is not None]
-        if self.engine.deadline is not None:
-            due.append(self.engine.deadline)
-        if self.engine.wants_workers:
-            due += [self._next_status, self._next_progress]
-        return min(due, default=None)
-
     def step(self, now: float) -> None:
         """Take in everything that has happened, plan, send."""
         if self.closed:
             return
+        arrived = [(link, event) for link in self.links for event in link.step(now)]
+        if arrived and self.feeder is not None and self.feeder.feed(saturated=False):
+            self._apply(self._taken(), now)  # so that what becomes free is planned with everything that waits
         events: list[ev.Input] = []
-        for link in self.links:
-            for event in link.step(now):
-                self._on_server_event(link, event, events, now)
+        is_news = False
+        for link, event in arrived:
+            handler = self._handlers.get(type(event))
+            if handler is not None:
+                is_news = True
+                handler(link, event, events, now)
                 if self.closed:
                     return
-        while self._inbox:
-            events.append(self._inbox.popleft())
-        if self.engine.deadline is not None and now >= self.engine.deadline:
-            events.append(ev.Tick())
-        self._apply(events, now)
+        if self._inbox:
+            events += self._taken()
+        due = self.engine.deadline
+        if due is not None and now >= due:
+            events.append(_TICK)
+        if events or is_news:
+            self._apply(events, now)
+        elif now < self.due:
+            return  # an acknowledgement only: nothing depends on it
         if not self.closed:
             self._look_around(now)
+            self._rest(now)
+
+    def _taken(self) -> list[ev.Input]:
+        taken, self._inbox = self._inbox, []
+        return taken
 
     def _apply(self, events: list[ev.Input], now: float) -> None:
-        pending = list(self.engine.handle_all(events, now)) if events else []
-        while pending:
+        while events:
             again: list[ev.Input] = []
-            for instruction in pending:
-                self._carry_out(instruction, again)
-            pending = list(self.engine.handle_all(again, now)) if again else []
-        self._send()
-        if self.settings.feeds is not None and not self._asked_for and not self.closed:
-            size = self.engine.next_block_size(self.settings.feeds)
+            for instruction in self.engine.handle_all(events, now):
+                self._carriers[type(instruction)](instruction, again)
+            events = again
+        if self._outbox:
+            self._send()
+        digest = self.settings.feeds
+        if digest is not None and not self._asked_for and not self.closed:
+            size = self.engine.next_block_size(digest)
             if size:
                 self._asked_for = True
                 self.consumer.wanted(size)
+
+    def _rest(self, now: float) -> None:
+        """Nothing is left to do: let the feeder know, and find out when the run must be stepped again."""
+        if self.feeder is not None:
+            while self.feeder.feed(saturated=self._is_saturated()):
+                self._apply(self._taken(), now)
+        self.due = self._next_due()
+
+    def _is_saturated(self) -> bool:
+        return self._newest_function is not None and not self.engine.next_block_size(self._newest_function)
+
+    def _next_due(self) -> float:
+        due = _NEVER
+        for link in self.links:
+            at = link.deadline
+            if at is not None and at < due:
+                due = at
+        at = self.engine.deadline
+        if at is not None and at < due:
+            due = at
+        if self.engine.wants_workers:
+            due = min(due, self._next_status, self._next_progress)
+        return due
 
     def _look_around(self, now: float) -> None:
         """Ask how many workers there are, say if there are none, show progress."""
@@ -257,36 +317,36 @@ class Run:
 
     # ---------------------------------------------------------------------------------------------------- server events
 
-    def _on_server_event(self, link: ServerLink, event: Any, events: list[ev.Input], now: float) -> None:
-        match event:
-            case WorkComplete(int(token), data):
-                self._on_outcome(token, data, events, final=True)
-            case WorkData(int(token), data):
-                self._on_outcome(token, data, events, final=False)
-            case WorkFailed(int(token)) | WorkException(int(token), _):
-                events.append(ev.AttemptLost(token, ev.LossReason.WORKER, "the job server gave the job up"))
-                self._sent.pop(token, None)
-            case Rejected(int(token), code, text):
-                self._on_rejected(link, token, f"{code}: {text}", events)
-            case StatusListing(rows):
-                self._on_status(link, rows, events)
-            case Connected():
-                events.append(ev.ServerUp(link.number))
-                self._next_status = now
-            case Lost(reason, _):
-                logger.warning("lost the job server at %s: %s", link.address, reason, extra={"action": "lose_server"})
-                events.append(ev.ServerDown(link.number))
-                self._workers_on.pop(link.number, None)
-                self._forget_server(link.number)
-            case ConnectFailed():
-                self._on_connect_failed()
+    def _on_complete(self, link: ServerLink, event: WorkComplete, events: list[ev.Input], now: float) -> None:
+        self._on_outcome(event.token, event.data, events, now, final=True)
 
-    def _on_outcome(self, token: int, data: Any, events: list[ev.Input], *, final: bool) -> None:
-        sent = self._sent.get(token)
-        if sent is None:
+    def _on_data(self, link: ServerLink, event: WorkData, events: list[ev.Input], now: float) -> None:
+        self._on_outcome(event.token, event.data, events, now, final=False)
+
+    def _on_failed(
+        self, link: ServerLink, event: WorkFailed | WorkException, events: list[ev.Input], now: float
+    ) -> None:
+        token: Any = event.token
+        events.append(ev.AttemptLost(token, ev.LossReason.WORKER, "the job server gave the job up"))
+        self._sent.pop(token, None)
+
+    def _on_connected(self, link: ServerLink, event: Connected, events: list[ev.Input], now: float) -> None:
+        events.append(ev.ServerUp(link.number))
+        self._next_status = now
+
+    def _on_lost(self, link: ServerLink, event: Lost, events: list[ev.Input], now: float) -> None:
+        logger.warning("lost the job server at %s: %s", link.address, event.reason, extra={"action": "lose_server"})
+        events.append(ev.ServerDown(link.number))
+        self._workers_on.pop(link.number, None)
+        for attempt in [attempt for attempt, reader in self._sent.items() if reader.server == link.number]:
+            del self._sent[attempt]
+
+    def _on_outcome(self, token: Any, data: Any, events: list[ev.Input], now: float, *, final: bool) -> None:
+        reader = self._sent.get(token)
+        if reader is None:
             return
         try:
-            opened = sent.reader.read(token, data)
+            opened = reader.read(token, data)
         except WireError as error:
             logger.warning("an outcome was refused: %s", error, extra={"action": "refuse_outcome"})
             opened = []
@@ -296,7 +356,7 @@ class Run:
                 return
         for event, batches in opened:
             if isinstance(event, ev.OutcomeArrived):
-                self._deliver(event, batches)
+                self._deliver(reader, event, batches, now)
             else:
                 events.append(event)
         if final:
@@ -304,21 +364,29 @@ class Run:
             if not (opened and isinstance(opened[-1][0], ev.OutcomeArrived) and opened[-1][0].final):
                 events.append(ev.AttemptLost(token, ev.LossReason.UNREADABLE, "the job ended without an outcome"))
 
-    def _deliver(self, event: ev.OutcomeArrived, batches: Sequence[ResultBatch]) -> None:
+    def _deliver(
+        self, reader: OutcomeReader, event: ev.OutcomeArrived, batches: Sequence[ResultBatch], now: float
+    ) -> None:
         """Let the engine place the results of one outcome, while its payloads are at hand."""
         again: list[ev.Input] = []
         self._rejections = 0
-        for instruction in self.engine.handle(event, time.monotonic()):
-            if isinstance(instruction, ev.Deliver):
+        if event.count:
+            self._seconds[reader.function] = event.elapsed / event.count
+        for instruction in self.engine.handle(event, now):
+            kind = type(instruction)
+            if kind is ev.Deliver:
+                assert isinstance(instruction, ev.Deliver)
                 batch = batches[instruction.payload]
                 self.consumer.delivered(
                     instruction.first, instruction.size, batch, instruction.offset, instruction.worker
                 )
             else:
-                self._carry_out(instruction, again)
-        self._inbox.extend(again)
+                self._carriers[kind](instruction, again)
+        self._inbox += again
 
-    def _on_rejected(self, link: ServerLink, token: int, text: str, events: list[ev.Input]) -> None:
+    def _on_rejected(self, link: ServerLink, event: Rejected, events: list[ev.Input], now: float) -> None:
+        token: Any = event.token
+        text = f"{event.code}: {event.text}"
         self._sent.pop(token, None)
         self._rejections += 1
         if self._rejections >= MAX_REJECTIONS:
@@ -326,8 +394,8 @@ class Run:
         else:
             events.append(ev.AttemptLost(token, ev.LossReason.REJECTED, text))
 
-    def _on_status(self, link: ServerLink, rows: Sequence[Any], events: list[ev.Input]) -> None:
-        served = tuple((row.function, row.workers) for row in rows)
+    def _on_status(self, link: ServerLink, event: StatusListing, events: list[ev.Input], now: float) -> None:
+        served = tuple((row.function, row.workers) for row in event.rows)
         self._served[link.number] = served
         self._workers_on[link.number] = dict(served).get(self.settings.lane.name, 0)
         count = max(self._workers_on.values())
@@ -335,12 +403,12 @@ class Run:
         if count:
             self._waiting_since = None
 
-    def _on_connect_failed(self) -> None:
+    def _on_connect_failed(self, link: ServerLink, event: ConnectFailed, events: list[ev.Input], now: float) -> None:
         """Give up if no server has ever answered; later losses are waited out."""
-        if any(link.was_up or not link.failures for link in self.links):
+        if any(each.was_up or not each.failures for each in self.links):
             return
         first = self.links[0]
-        names = ", ".join(f"{str(link.address)!r} (from {link.address.origin})" for link in self.links)
+        names = ", ".join(f"{str(each.address)!r} (from {each.address.origin})" for each in self.links)
         self.fail(
             ServerUnavailable(
                 f"no job server answered at {names}: {first.last_reason}; start one: gearmap server"
@@ -348,93 +416,39 @@ class Run:
             )
         )
 
-    def _forget_server(self, number: int) -> None:
-        for attempt in [attempt for attempt, sent in self._sent.items() if sent.server == number]:
-            del self._sent[attempt]
-
     # ----------------------------------------------------------------------------------------------------- instructions
 
-    def _carry_out(self, instruction: ev.Instruction, again: list[ev.Input]) -> None:
-        match instruction:
-            case ev.Submit():
-                self._submit(instruction, again)
-            case ev.FailTask(task, failure, attempts, worker):
-                self.consumer.failed(task, failure, attempts, worker)
-            case ev.LoseTask(task, losses, detail, worker):
-                self.consumer.lost(task, losses, detail, worker)
-            case ev.DropBlock(block):
-                self._blocks.pop(block, None)
-            case ev.CancelAttempt():
-                pass  # the session's end does it; one attempt of a living session is stopped from M2 on
-            case ev.BreakRun(_, detail):
-                self.consumer.broken(ClockSkew(f"client and worker clocks are too far apart: {detail}"))
-            case ev.RunEnded():
-                self._close()
-            case ev.Deliver():
-                raise AssertionError("results are placed where they are opened")
+    def _fail_task(self, instruction: ev.FailTask, again: list[ev.Input]) -> None:
+        self.consumer.failed(instruction.task, instruction.failure, instruction.attempts, instruction.worker)
+
+    def _lose_task(self, instruction: ev.LoseTask, again: list[ev.Input]) -> None:
+        self.consumer.lost(instruction.task, instruction.losses, instruction.detail, instruction.worker)
+
+    def _drop_block(self, instruction: ev.DropBlock, again: list[ev.Input]) -> None:
+        self._writer.drop_block(instruction.block)
+
+    def _cancel_attempt(self, instruction: ev.CancelAttempt, again: list[ev.Input]) -> None:
+        """The session's end does it; one attempt of a living session is stopped from M2 on."""
+
+    def _break(self, instruction: ev.BreakRun, again: list[ev.Input]) -> None:
+        detail = instruction.detail
+        self.consumer.broken(ClockSkew(f"client and worker clocks are too far apart: {detail}"))
+
+    def _end(self, instruction: ev.RunEnded, again: list[ev.Input]) -> None:
+        self._close()
 
     def _submit(self, instruction: ev.Submit, again: list[ev.Input]) -> None:
-        cancelled = [
-            task for span in instruction.spans for task in self.consumer.claim(span.first, span.first + span.size)
-        ]
+        cancelled = [task for first, stop in _task_ranges(instruction) for task in self.consumer.claim(first, stop)]
         if cancelled:
             again.append(ev.AttemptLost(instruction.attempt, ev.LossReason.UNSENT, "a task was cancelled"))
             again.extend(ev.CancelTask(task) for task in cancelled)
             return
-        unique = uuid.uuid4().hex
-        settings = self.settings
-        function = settings.lane.name
-        context = envelope.make_context(function.encode(), unique.encode())
-        header, body = self._content(instruction)
-        sealed = envelope.seal_message(
-            kind=envelope.Kind.JOB,
-            key=seal.job_key(settings.session_key, unique.encode()),
-            session_id=settings.session_id,
-            expiry=int(time.time()) + EXPIRY_SECONDS,
-            context=context,
-            header=header.encode(),
-            body=envelope.frame(body),
-        )
-        reader = OutcomeReader(settings.session_id, settings.session_key, unique.encode(), context)
-        self._sent[instruction.attempt] = _Sent(instruction.server, reader)
-        request = JobRequest(
-            instruction.attempt,
-            function,
-            unique,
-            sealed,
-            priority=settings.priority,  # type: ignore[arg-type]
-        )
-        self._outbox.setdefault(instruction.server, []).append(request)
-
-    def _content(self, instruction: ev.Submit) -> tuple[JobHeader, list[Any]]:
-        """Return the job's header and the payloads of its body."""
-        digest = instruction.function
-        assert isinstance(digest, bytes)
-        body: list[Any] = [self._functions[digest]]
-        blocks: list[BlockHeader] = []
-        calls = 0
-        place = Place()
-        for span in instruction.spans:
-            stored = self._blocks[span.block.id]
-            body.append(stored.payload)
-            place = stored.place
-            if stored.kind is BlockKind.CALLS:
-                calls += 1  # single calls of one chunk are one block to the child
-            else:
-                blocks.append(BlockHeader(kind=stored.kind, size=span.block.size, run=((span.start, span.stop),)))
-        if calls:
-            blocks.append(BlockHeader(kind=BlockKind.CALLS, size=calls, run=((0, calls),)))
-        header = JobHeader(
-            run=self.settings.run_id,
-            function_digest=digest.hex(),
-            foreground=True,
-            avoid=instruction.avoid,
-            level=self.settings.lane.level,
-            cwd=place.cwd,
-            sys_path=place.sys_path,
-            blocks=tuple(blocks),
-        )
-        return header, body
+        unique = os.urandom(16).hex()
+        attempt, server = instruction.attempt, instruction.server
+        sealed, self._sent[attempt] = self._writer.seal(instruction, unique, expiry=int(time.time()) + EXPIRY_SECONDS)
+        priority: Any = self.settings.priority  # checked where it was given
+        request = JobRequest(attempt, self._writer.function_name, unique, sealed, priority)
+        self._outbox.setdefault(server, []).append(request)
 
     def _send(self) -> None:
         outbox, self._outbox = self._outbox, {}
@@ -443,11 +457,23 @@ class Run:
 
     def _close(self) -> None:
         self.closed = True
+        self.due = _NEVER
         for link in self.links:
             link.close()
-        self._blocks.clear()
-        self._functions.clear()
+        self._writer.clear()
         self._sent.clear()
         self._inbox.clear()
         self._outbox.clear()
         self.consumer.ended(self.engine.snapshot(time.monotonic() - self._began))
+
+
+def _task_ranges(instruction: ev.Submit) -> list[tuple[int, int]]:
+    """Return the tasks of a chunk, neighbouring spans as one range."""
+    ranges: list[tuple[int, int]] = []
+    for span in instruction.spans:
+        base = span.block.first
+        first, stop = base + span.start, base + span.stop
+        if ranges and ranges[-1][1] == first:
+            first = ranges.pop()[0]
+        ranges.append((first, stop))
+    return ranges

@@ -69,30 +69,28 @@ class ServerLink:
             if self._retry_at is not None and now >= self._retry_at:
                 self.open(now)
             return []
-        if session.deadline is not None and now >= session.deadline:
+        due = session.deadline
+        if due is not None and now >= due:
             session.tick(now)
-        events = session.take_events()
+        events: list[Any] = session.take_events()
         for event in events:
-            if isinstance(event, Connected):
+            kind = type(event)
+            if kind is Connected:
                 self.was_up = True
                 self.failures = 0
-            elif isinstance(event, Lost | ConnectFailed):
+            elif kind is Lost or kind is ConnectFailed:
                 self._plan_retry(event.reason, now)
-        if self._session is not None:
-            self._poller.update(session)
-        return list(events)
+        return events
 
     def submit(self, requests: Sequence[JobRequest]) -> None:
         """Send jobs. While the connection is down they are dropped: their loss is an event already."""
         if self._session is not None and self._session.state is not SessionState.CLOSED:
             self._session.submit(requests)
-            self._poller.update(self._session)
 
     def request_status(self) -> None:
         """Ask for the workers' numbers, if the connection is up."""
         if self._session is not None and self._session.state is SessionState.READY:
             self._session.request_status()
-            self._poller.update(self._session)
 
     def close(self) -> None:
         """Close the session: its queued jobs are dropped by the job server at once."""

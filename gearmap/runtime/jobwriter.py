@@ -1,0 +1,139 @@
+"""From a planned chunk to a sealed job.
+
+What must not live here: when a chunk is sent, and to which server (`run`).
+
+Law of the file: what stays the same from job to job is made once. The jobs of many single calls differ in their unique
+and their arguments only; their header is the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from gearmap.core import events as ev
+from gearmap.core.names import Lane
+from gearmap.runtime.outcomes import OutcomeReader
+from gearmap.wire import envelope, seal
+from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader
+
+__all__ = ["JobWriter", "Place"]
+
+# Encoded headers that are kept. Raised: fewer are made again where functions alternate; lowered: less memory.
+_KEPT_HEADERS = 64
+
+_Blocks = tuple[tuple[BlockKind, int, int, int], ...]
+"""For each block of a job: kind, size, and the part of it that is to be run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where tasks run on the same machine: the caller's folder and import path; None elsewhere."""
+
+    cwd: str | None = None
+    sys_path: tuple[str, ...] | None = None
+
+
+class JobWriter:
+    """Keeps a run's functions and blocks, and seals its jobs."""
+
+    def __init__(self, *, run_id: str, lane: Lane, session_id: bytes, session_key: bytes) -> None:
+        self.function_name = lane.name
+        self._context_start = lane.name.encode()
+        self._run_id = run_id
+        self._level = lane.level
+        self._session_id = session_id
+        self._session_key = session_key
+        self._functions: dict[Hashable, Any] = {}
+        # Kept until their tasks are settled. The payload of a block of calls is a list, one for each call.
+        self._blocks: dict[int, tuple[BlockKind, Any, Place]] = {}
+        self._headers: dict[Any, bytes] = {}
+
+    def add_function(self, digest: Hashable, payload: Any) -> None:
+        """Keep a pickled function for the rest of the run."""
+        self._functions.setdefault(digest, payload)
+
+    def add_block(self, block: int, kind: BlockKind, payload: Any, place: Place) -> None:
+        """Keep the arguments of a block."""
+        self._blocks[block] = (kind, payload, place)
+
+    def drop_block(self, block: int) -> None:
+        """Forget a block; one that is not known is no error."""
+        self._blocks.pop(block, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._blocks.clear()
+        self._functions.clear()
+        self._headers.clear()
+
+    def seal(
+        self, chunk: ev.Submit, unique: str, *, expiry: int
+    ) -> tuple[bytes | envelope.SealedMessage, OutcomeReader]:
+        """Return the sealed job of a chunk, and what reads its outcomes.
+
+        Parameters
+        ----------
+        unique
+            Fresh for each attempt.
+        expiry
+            Unix time in seconds.
+        """
+        name = unique.encode()
+        context = envelope.make_context(self._context_start, name)
+        header, body = self._content(chunk)
+        sealed = envelope.seal_now(
+            kind=envelope.Kind.JOB,
+            key=seal.job_key(self._session_key, name),
+            session_id=self._session_id,
+            expiry=expiry,
+            context=context,
+            header=header,
+            body=envelope.frame(body),
+        )
+        reader = OutcomeReader(chunk.server, chunk.function, self._session_id, self._session_key, name, context)
+        return sealed, reader
+
+    def _content(self, chunk: ev.Submit) -> tuple[bytes, list[Any]]:
+        """Return the encoded header and the payloads of the body."""
+        digest = chunk.function
+        assert isinstance(digest, bytes)
+        body: list[Any] = [self._functions[digest]]
+        blocks: list[tuple[BlockKind, int, int, int]] = []
+        n_calls = 0
+        place = Place()
+        for span in chunk.spans:
+            kind, payload, place = self._blocks[span.block.id]
+            if kind is BlockKind.CALLS:
+                chosen = payload[span.start : span.stop]
+                n_calls += len(chosen)  # single calls of one chunk are one block to the child
+                body += chosen
+            else:
+                blocks.append((kind, span.block.size, span.start, span.stop))
+                body.append(payload)
+        if n_calls:
+            blocks.append((BlockKind.CALLS, n_calls, 0, n_calls))
+        return self._header(digest, chunk.avoid, place, tuple(blocks)), body
+
+    def _header(self, digest: bytes, avoid: tuple[str, ...], place: Place, blocks: _Blocks) -> bytes:
+        content = (digest, avoid, place, blocks)
+        encoded = self._headers.get(content)
+        if encoded is None:
+            header = JobHeader(
+                run=self._run_id,
+                function_digest=digest.hex(),
+                foreground=True,
+                avoid=avoid,
+                level=self._level,
+                cwd=place.cwd,
+                sys_path=place.sys_path,
+                blocks=tuple(
+                    BlockHeader(kind=kind, size=size, run=((start, stop),)) for kind, size, start, stop in blocks
+                ),
+            )
+            encoded = header.encode()
+            if len(self._headers) >= _KEPT_HEADERS:
+                self._headers.clear()
+            self._headers[content] = encoded
+        return encoded

@@ -1,0 +1,156 @@
+"""One job that a worker of a node holds: opened, handed to a child, answered.
+
+What must not live here: when any of this happens (`node`), and which key seals what (`wire.seal`).
+
+Rule 1: the header is opened, the body never; nothing is unpickled.
+Rule 2: the session key stays here. A child gets the two keys of its execution, and the node signs with a third.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from gearmap.runtime.child import encode_job
+from gearmap.runtime.parts import Parts
+from gearmap.transport.events import AssignedJob
+from gearmap.wire import envelope, seal
+from gearmap.wire.jobheader import HeaderMemo, JobHeader
+from gearmap.wire.outcome import Outcome, encode_outcome
+
+__all__ = ["JobOpener", "Work"]
+
+# Session keys that are kept derived. Raised: fewer derivations with many clients; lowered: less memory.
+KEPT_SESSIONS = 256
+
+
+class Work:
+    """One job, with what is needed to answer it.
+
+    Attributes
+    ----------
+    job
+        As the transport assigned it.
+    prefix, header
+        Opened, so they are what the client wrote.
+    execution_id
+        16 random bytes.
+    began
+        When it was assigned (monotonic seconds).
+    """
+
+    __slots__ = (
+        "_committed",
+        "_context",
+        "_job_key",
+        "_sequence",
+        "_session_key",
+        "_unique",
+        "began",
+        "execution_id",
+        "header",
+        "job",
+        "prefix",
+    )
+
+    def __init__(
+        self,
+        job: AssignedJob,
+        unique: bytes,
+        prefix: envelope.Prefix,
+        context: bytes,
+        session_key: bytes,
+        job_key: bytes,
+        header: JobHeader,
+        execution_id: bytes,
+        began: float,
+    ) -> None:
+        self.job = job
+        self.prefix = prefix
+        self.header = header
+        self.execution_id = execution_id
+        self.began = began
+        self._unique = unique
+        self._context = context
+        self._session_key = session_key
+        self._job_key = job_key
+        self._committed: list[Any] = []
+        self._sequence = 0
+
+    def head_for_child(self, worker: str, number: int) -> bytes:
+        """Return what precedes the job's data on a child's pipe."""
+        return encode_job(
+            self.execution_id,
+            self._job_key,
+            seal.outcome_key(self._session_key, self._unique, self.execution_id),
+            self._context,
+            worker,
+            number,
+            self.prefix.expiry,
+            len(self.job.data),
+        )
+
+    def commit(self, sealed: Any) -> None:
+        """Keep a sealed outcome of the child until it is sent."""
+        self._committed.append(sealed)
+
+    def commit_own(self, outcome: Outcome) -> None:
+        """Keep an outcome of the node itself, sealed under the key that only the node writes with."""
+        self._committed.append(self.sealed(outcome))
+
+    def take_committed(self) -> Any:
+        """Return what was committed since the last call, as one body, or None if nothing was."""
+        committed, self._committed = self._committed, []
+        if len(committed) == 1:
+            return committed[0]  # nearly always so, and then a body without joints is sent in one piece
+        return Parts(committed) if committed else None
+
+    def sealed(self, outcome: Outcome) -> bytes:
+        """Seal what the node itself says about the execution."""
+        header, body = encode_outcome(outcome, ())
+        message = envelope.seal_message(
+            kind=envelope.Kind.NODE,
+            key=seal.node_key(self._session_key, self._unique, self.execution_id),
+            session_id=self.prefix.session_id,
+            execution_id=self.execution_id,
+            sequence=self._sequence,
+            expiry=self.prefix.expiry,
+            context=self._context,
+            header=header,
+            body=body,
+        )
+        self._sequence += 1
+        return message.to_bytes()
+
+
+class JobOpener:
+    """Opens jobs that were sealed with one secret."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._session_keys: OrderedDict[bytes, bytes] = OrderedDict()
+        self._headers = HeaderMemo()
+
+    def open(self, job: AssignedJob, *, execution_id: bytes, now: float) -> Work:
+        """Open a job's header.
+
+        Raises
+        ------
+        WireError
+            If it does not open, or is no job.
+        """
+        unique = job.unique.encode()
+        context = envelope.make_context(job.function.encode(), unique)
+        prefix = envelope.parse_prefix(job.data)
+        session_key = self._session_keys.get(prefix.session_id)
+        if session_key is None:
+            session_key = self._derive(prefix.session_id)
+        job_key = seal.job_key(session_key, unique)
+        header = self._headers.read(envelope.open_header(job.data, prefix, job_key, context))
+        return Work(job, unique, prefix, context, session_key, job_key, header, execution_id, now)
+
+    def _derive(self, session_id: bytes) -> bytes:
+        key = self._session_keys[session_id] = seal.session_key(self._secret, session_id)
+        if len(self._session_keys) > KEPT_SESSIONS:
+            self._session_keys.popitem(last=False)
+        return key
