@@ -60,7 +60,7 @@ class _Executor:
 @contextmanager
 def open_contender(name: str) -> Iterator[Contender]:
     """Start a contender and warm it up: "pool", "executor", "gearmand" or "embedded"."""
-    contender: Contender
+    contender: Any  # a gearmap cluster has more precise types than Contender asks for
     if name == "pool":
         with multiprocessing.Pool(WORKERS) as pool:
             contender = _Pool(pool)
@@ -75,11 +75,12 @@ def open_contender(name: str) -> Iterator[Contender]:
         import gearmap
 
         with gearmap.LocalCluster(WORKERS, server=name) as cluster:
-            _warm_up(cluster)
-            yield cluster
+            contender = cluster
+            _warm_up(contender)
+            yield contender
 
 
-def _warm_up(contender: Contender) -> None:
+def _warm_up(contender: Any) -> None:
     contender.map(increment, list(range(_WARM_UP_TASKS)))
     for future in [contender.submit(increment, number) for number in range(_WARM_UP_TASKS)]:
         future.result()

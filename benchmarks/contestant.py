@@ -18,6 +18,7 @@ MEASURES = {
     "startup": startup.startup,
     "sleeps": measures.sleeps,
     "cpu": measures.cpu,
+    "transport": measures.transport_alone,
 }
 
 

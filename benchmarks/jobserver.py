@@ -121,9 +121,7 @@ def measure_large(server: ServerProcess, n_bytes: int, n_jobs: int) -> float:
 def report(name: str, unit: str, figures: Figures) -> None:
     """Print the median of each contestant, its range, and the ratio round by round."""
     for kind, values in figures.items():
-        print(
-            f"{name:34} {kind:10} {statistics.median(values):9.1f} {unit} [{min(values):.1f} - {max(values):.1f}]"
-        )
+        print(f"{name:34} {kind:10} {statistics.median(values):9.1f} {unit} [{min(values):.1f} - {max(values):.1f}]")
     if len(figures) == 2:
         ours, theirs = figures["embedded"], figures["gearmand"]
         ratios = [a / b for a, b in zip(ours, theirs, strict=True) if b]
@@ -132,9 +130,7 @@ def report(name: str, unit: str, figures: Figures) -> None:
             print(f"{name:34} {'ratio':10} {statistics.median(ratios):9.2f} embedded / gearmand {spread}")
 
 
-def compare(
-    servers: dict[str, ServerProcess], rounds: int, measure: Callable[[ServerProcess], float]
-) -> Figures:
+def compare(servers: dict[str, ServerProcess], rounds: int, measure: Callable[[ServerProcess], float]) -> Figures:
     figures: Figures = {kind: [] for kind in servers}
     for _ in range(rounds):
         for kind, server in servers.items():
@@ -169,9 +165,7 @@ def main() -> None:
             )
             report(f"payload of {n_mib} MiB", "MB/s", large)
         for kind, server in servers.items():
-            print(
-                f"{'memory at the end':34} {kind:10} {psutil.Process(server.pid).memory_info().rss / 1e6:9.1f} MB"
-            )
+            print(f"{'memory at the end':34} {kind:10} {psutil.Process(server.pid).memory_info().rss / 1e6:9.1f} MB")
     finally:
         for server in servers.values():
             server.stop()

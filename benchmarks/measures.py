@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.contenders import WORKERS, Contender, open_contender
 from benchmarks.tasks import increment, sleep, spin
 
-__all__ = ["Figures", "cpu", "latency", "map_ints", "sleeps", "submits"]
+__all__ = ["Figures", "cpu", "latency", "map_ints", "sleeps", "submits", "transport_alone"]
 
 Figures = dict[str, float]
 
@@ -123,6 +123,17 @@ def cpu(name: str, quick: bool) -> Figures:
             figures.append((work / WORKERS / makespan, work / used, sum(walls) / WORKERS / makespan))
     wall, processor, busy = (statistics.median(column) for column in zip(*figures, strict=True))
     return {"efficiency": wall, "cpu_efficiency": processor, "workers_busy": busy}
+
+
+def transport_alone(name: str, quick: bool) -> Figures:
+    """Tiny jobs through gearmand and nothing else: no envelopes, no engine, no children."""
+    from benchmarks import transport
+    from gearmap.jobserver.process import start_job_server
+
+    n_jobs = 1_000 if quick else 4_000
+    with start_job_server("gearmand", threads=0) as server:
+        per_second, client, workers = transport.measure(name, (server.host, server.port), n_jobs, 200)
+    return {"per_second": per_second, "client_cpu": client * 1e-6, "worker_cpu": workers * 1e-6}
 
 
 def _cpu_seconds() -> float:

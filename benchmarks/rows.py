@@ -128,6 +128,17 @@ ROWS = (
         },
     ),
     Row(
+        name="transport",
+        title="tiny jobs through gearmand, transport alone, against gearman3 with only its reading repaired",
+        contestants=("gearman3", "gearmap"),
+        figures=(
+            Figure(name="per_second", label="k jobs/s", unit=1000),
+            Figure(name="client_cpu", label="client, CPU us/job", unit=1e-6, digits=0),
+            Figure(name="worker_cpu", label="workers, CPU us/job", unit=1e-6, digits=0),
+        ),
+        goals={"gearmap": (Goal(figure="per_second", against="gearman3", at_least=4.0),)},
+    ),
+    Row(
         name="startup",
         title="fresh interpreter, new cluster of 2, first result, clean exit",
         contestants=("executor", "gearmand", "embedded"),

@@ -68,7 +68,11 @@ def _take_turn(row: Row, name: str, *, quick: bool) -> dict[str, float] | None:
     """Run one contestant once; return its figures, or None if it failed."""
     command = [sys.executable, "-m", "benchmarks.contestant", row.name, name, *(["--quick"] if quick else [])]
     top = Path(__file__).resolve().parent.parent
-    process = subprocess.Popen(command, cwd=top, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    # Compiled modules are written and kept, as on any machine that runs a program twice.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(
+        command, cwd=top, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         output, _ = process.communicate(timeout=_TURN_SECONDS)
     except subprocess.TimeoutExpired:

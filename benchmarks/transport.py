@@ -186,12 +186,8 @@ def compare(n_jobs: int, rounds: int, window: int) -> None:
                 results[name].append(measure(name, address, n_jobs, window))
     for name, rows in results.items():
         rates, clients, worker_cpus = (list(column) for column in zip(*rows, strict=True))
-        print(
-            f"{name:9} jobs/s {spread(rates)}   CPU us/job: client {spread(clients)}, workers {spread(worker_cpus)}"
-        )
-    ratios = [
-        ours[0] / theirs[0] for ours, theirs in zip(results["gearmap"], results["gearman3"], strict=True)
-    ]
+        print(f"{name:9} jobs/s {spread(rates)}   CPU us/job: client {spread(clients)}, workers {spread(worker_cpus)}")
+    ratios = [ours[0] / theirs[0] for ours, theirs in zip(results["gearmap"], results["gearman3"], strict=True)]
     costs = [
         (theirs[1] + theirs[2]) / (ours[1] + ours[2])
         for ours, theirs in zip(results["gearmap"], results["gearman3"], strict=True)
@@ -238,9 +234,7 @@ def serve(name: str, address: Address, is_profiled: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--window", type=int, default=200)

@@ -51,15 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m gearmap.jobserver", description="A small Gearman job server."
-    )
+    parser = argparse.ArgumentParser(prog="python -m gearmap.jobserver", description="A small Gearman job server.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
     parser.add_argument("--lifeline", action="store_true", help="stop at the end of standard input")
-    parser.add_argument(
-        "--job-retries", type=int, default=5, metavar="N", help="workers a job may lose; 0: no limit"
-    )
+    parser.add_argument("--job-retries", type=int, default=5, metavar="N", help="workers a job may lose; 0: no limit")
     parser.add_argument("--wake-one", action="store_true", help="a job wakes one sleeping worker, not all")
     parser.add_argument("--log", metavar="FILE", help="log file (default: standard error)")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")

@@ -148,9 +148,7 @@ def embedded_command(options: LaunchOptions) -> list[str]:
         If this Python does not know its own program.
     """
     if not sys.executable:
-        raise ConfigurationError(
-            "the embedded job server needs a Python program, and sys.executable is not set"
-        )
+        raise ConfigurationError("the embedded job server needs a Python program, and sys.executable is not set")
     import_root = str(Path(__file__).resolve().parents[2])
     # -S, because the server needs nothing from site-packages, and what lies there may be slow to look at.
     command = [sys.executable, "-I", "-S", "-c", _EMBEDDED_MAIN, import_root, "--lifeline"]

@@ -45,9 +45,7 @@ _NOT_EXPECTED: Final = error_reply(b"INVALID_COMMAND", b"Command not expected")
 _WRONG_MAGIC: Final = error_reply(b"INVALID_MAGIC", b"Request magic expected")
 _JOB_NOT_FOUND: Final = error_reply(b"JOB_NOT_FOUND", b"Job given in work result not found")
 _NO_SUCH_JOB: Final = error_reply(b"JOB_NOT_FOUND", b"Job does not exist on server")
-_NO_JOB_RAISED: Final = error_reply(
-    b"JOB_NOT_FOUND", b"An exception was received for a job that does not exist"
-)
+_NO_JOB_RAISED: Final = error_reply(b"JOB_NOT_FOUND", b"An exception was received for a job that does not exist")
 _UNIQUE_TOO_LARGE: Final = error_reply(b"ARGUMENT_TOO_LARGE", b"Unique value too large")
 _UNKNOWN_OPTION: Final = error_reply(b"UNKNOWN_OPTION", b"Server does not recognize given option")
 _QUEUE_FULL: Final = error_reply(b"QUEUE_ERROR", b"Job queue is full")

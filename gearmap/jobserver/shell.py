@@ -221,12 +221,7 @@ class _Connection(asyncio.BufferedProtocol):
         """Send what the state machine put out for this peer; `sender` caused it."""
         pieces = self._peer.out
         self._peer.out = []
-        if (
-            not self._outbox
-            and not self._is_write_paused
-            and len(pieces) == 1
-            and len(pieces[0]) <= WRITE_BYTES
-        ):
+        if not self._outbox and not self._is_write_paused and len(pieces) == 1 and len(pieces[0]) <= WRITE_BYTES:
             self._transport.write(pieces[0])
             return
         n_bytes = sum(map(len, pieces))

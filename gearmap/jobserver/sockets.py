@@ -53,7 +53,5 @@ def listen(host: str, port: int) -> socket.socket:
     OSError
         If the address does not exist or is taken.
     """
-    family, _, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     return socket.create_server((str(address[0]), int(address[1])), family=family, backlog=BACKLOG)

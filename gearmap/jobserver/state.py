@@ -256,17 +256,13 @@ class JobTable:
 
     def _new_job(self, function: Function, unique: bytes, data: Data, priority: int, background: bool) -> Job:
         self._last_number += 1
-        job = Job(
-            b"%s%d" % (self._handle_prefix, self._last_number), function, unique, data, priority, background
-        )
+        job = Job(b"%s%d" % (self._handle_prefix, self._last_number), function, unique, data, priority, background)
         self.jobs[job.handle] = job
         if unique and unique != b"-":
             self.by_unique[unique] = (*self.by_unique.get(unique, ()), job)
         return job
 
-    def _find_equal(
-        self, function: Function, unique: bytes, data_key: tuple[bytes, bool, bytes] | None
-    ) -> Job | None:
+    def _find_equal(self, function: Function, unique: bytes, data_key: tuple[bytes, bool, bytes] | None) -> Job | None:
         if data_key is not None:
             job = self.by_data.get(data_key)
             return None if job is None or job.is_cancelled else job

@@ -96,6 +96,10 @@ class CallRun:
             self.feed(saturated=True)
             self._run.tell(ev.InputEnded())
 
+    @property
+    def has_more(self) -> bool:
+        return bool(self._submitted)
+
     def feed(self, *, saturated: bool) -> bool:
         with self._lock:
             submitted = self._submitted

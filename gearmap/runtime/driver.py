@@ -142,7 +142,7 @@ class Driver:
         for run in self._runs:
             if run.due < due:
                 due = run.due
-            if run.engine.wants_workers and self._next_health < due:
+            if run.waits and self._next_health < due:
                 due = self._next_health
         return None if due == float("inf") else max(0.0, due - time.monotonic())
 

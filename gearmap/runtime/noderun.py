@@ -103,8 +103,9 @@ def _greeting(settings: Any) -> str:
     servers = ", ".join(f"{host}:{port}" for host, port in settings.servers)
     queues = ", ".join(settings.queues)
     python = ".".join(map(str, settings.python))
+    noun = "worker" if settings.workers == 1 else "workers"
     return (
-        f"node {settings.name}: {settings.workers} workers for queue {queues} on {servers} "
+        f"node {settings.name}: {settings.workers} {noun} for queue {queues} on {servers} "
         f"(Python {python}, key {settings.key_id})"
     )
 

@@ -99,6 +99,10 @@ class Consumer(Protocol):
 class Feeder(Protocol):
     """Whoever has blocks for a run at any time, without being asked. Called in the driver thread."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something to add."""
+
     def feed(self, *, saturated: bool) -> bool:
         """Add what there is to the run; return whether there was anything.
 
@@ -126,6 +130,8 @@ class Run:
     ----------
     due
         When `step` must be called, if nothing else happens.
+    waits
+        Whether the run has tasks, so that it matters whether the cluster is well.
     feeder
         See `Feeder`; None for a run that asks its consumer for blocks.
     """
@@ -139,6 +145,7 @@ class Run:
         self.links = list(links)
         self.closed = False
         self.due = 0.0
+        self.waits = False
         self.feeder: Feeder | None = None
         self._writer = JobWriter(
             run_id=settings.run_id,
@@ -224,7 +231,8 @@ class Run:
         if self.closed:
             return
         arrived = [(link, event) for link in self.links for event in link.step(now)]
-        if arrived and self.feeder is not None and self.feeder.feed(saturated=False):
+        feeder = self.feeder
+        if arrived and feeder is not None and feeder.has_more and feeder.feed(saturated=True):
             self._apply(self._taken(), now)  # so that what becomes free is planned with everything that waits
         events: list[ev.Input] = []
         is_news = False
@@ -275,7 +283,8 @@ class Run:
         self.due = self._next_due()
 
     def _is_saturated(self) -> bool:
-        return self._newest_function is not None and not self.engine.next_block_size(self._newest_function)
+        # With one job at most there is room in every window.
+        return len(self._sent) > 1 and not self.engine.next_block_size(self._newest_function)
 
     def _next_due(self) -> float:
         due = _NEVER
@@ -286,7 +295,8 @@ class Run:
         at = self.engine.deadline
         if at is not None and at < due:
             due = at
-        if self.engine.wants_workers:
+        self.waits = self.engine.wants_workers
+        if self.waits:
             due = min(due, self._next_status, self._next_progress)
         return due
 
@@ -458,6 +468,7 @@ class Run:
     def _close(self) -> None:
         self.closed = True
         self.due = _NEVER
+        self.waits = False
         for link in self.links:
             link.close()
         self._writer.clear()

@@ -131,9 +131,7 @@ class AdminSession:
         answer = self._ask("getpid")[0]
         digits = answer.removeprefix("OK ")
         if not digits.isdigit():
-            raise ProtocolError(
-                f"the job server at {show_address(self.address)} answered {answer!r} to getpid"
-            )
+            raise ProtocolError(f"the job server at {show_address(self.address)} answered {answer!r} to getpid")
         return int(digits)
 
     def ping(self) -> float:
@@ -142,9 +140,7 @@ class AdminSession:
         with translated(self.address):
             answer = self._client.ping_server()
         if answer != _PING:
-            raise ProtocolError(
-                f"the job server at {show_address(self.address)} echoed {bytes(answer)[:40]!r}"
-            )
+            raise ProtocolError(f"the job server at {show_address(self.address)} echoed {bytes(answer)[:40]!r}")
         return time.monotonic() - started
 
     def cancel_job(self, handle: str) -> bool:

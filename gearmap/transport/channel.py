@@ -91,9 +91,7 @@ class Greeting(GearmanCommandHandler):  # type: ignore[misc]  # gearman3 has no 
             number, arguments = commands.popleft()
             callback = callbacks.get(number)
             if callback is None:
-                raise ProtocolError(
-                    f"the job server sent Gearman command {number}, which it must not send here"
-                )
+                raise ProtocolError(f"the job server sent Gearman command {number}, which it must not send here")
             callback(*arguments)
 
     def ask_text(self, line: str, answer: Any) -> None:
@@ -142,9 +140,7 @@ class Channel:
 
     handler: Any
 
-    def __init__(
-        self, manager: GearmanConnectionManager, connection: Connection, connect_timeout: float
-    ) -> None:
+    def __init__(self, manager: GearmanConnectionManager, connection: Connection, connect_timeout: float) -> None:
         self.address: Address = connection.address
         self.state = ChannelState.CONNECTING
         self.server_version = ""
@@ -205,9 +201,7 @@ class Channel:
         """Let the connect deadline fire."""
         if self._connect_deadline is not None and now >= self._connect_deadline:
             where = show_address(self.address)
-            self._down(
-                ServerUnavailable(f"no job server answered at {where} within {self._connect_timeout} s")
-            )
+            self._down(ServerUnavailable(f"no job server answered at {where} within {self._connect_timeout} s"))
 
     def on_readable(self) -> None:
         """Receive what has come and handle it."""

@@ -169,9 +169,7 @@ class ServerSession(Channel):
     def _check_ready(self) -> None:
         self._check_open()
         if self.state is not ChannelState.READY:
-            raise ConnectionLost(
-                f"the session with the job server at {show_address(self.address)} is not open yet"
-            )
+            raise ConnectionLost(f"the session with the job server at {show_address(self.address)} is not open yet")
 
     def emit(self, event: ClientEvent) -> None:
         """Report an event; called by the handler."""
@@ -197,9 +195,7 @@ def _check(request: JobRequest) -> None:
     if "\0" in request.unique or "\0" in request.function:
         raise ConfigurationError(f"a name must not contain NUL: {request.function!r}, {request.unique!r}")
     if len(request.body) >= 2**32 - 2**16:
-        raise ConfigurationError(
-            f"a body of {len(request.body)} bytes is larger than Gearman's limit of 4 GiB"
-        )
+        raise ConfigurationError(f"a body of {len(request.body)} bytes is larger than Gearman's limit of 4 GiB")
 
 
 class _Request(GearmanJobRequest):  # type: ignore[misc]  # gearman3 has no types
@@ -349,9 +345,7 @@ class _Client(GearmanClient):  # type: ignore[misc]  # gearman3 has no types
     channel: ServerSession
     lost_tokens: tuple[Hashable, ...] = ()
 
-    def wait_until_jobs_accepted(
-        self, job_requests: Sequence[_Request], poll_timeout: float | None = None
-    ) -> Any:
+    def wait_until_jobs_accepted(self, job_requests: Sequence[_Request], poll_timeout: float | None = None) -> Any:
         """Queue and flush only: acceptance is an event."""
         send_job_request = self.channel.handler.send_job_request
         for request in job_requests:

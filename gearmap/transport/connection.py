@@ -242,9 +242,7 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
             raise self.failure(f"broke: {error.strerror or error}") from error
         if count == 0:
             is_torn = self.reader.is_mid_packet
-            raise self.failure(
-                "was closed in the middle of a packet" if is_torn else "was closed by the server"
-            )
+            raise self.failure("was closed in the middle of a packet" if is_torn else "was closed by the server")
         if self.tls is not None:
             assert isinstance(current, ssl.SSLSocket)
             self.may_have_more = current.pending() > 0

@@ -39,9 +39,7 @@ class LinkOwner(Protocol):
 
     def no_job(self, number: int) -> None: ...
 
-    def assigned(
-        self, number: int, handle: Payload, task: Payload, unique: Payload, data: Payload
-    ) -> None: ...
+    def assigned(self, number: int, handle: Payload, task: Payload, unique: Payload, data: Payload) -> None: ...
 
     def emit(self, event: UniqueStatus) -> None: ...
 
@@ -126,10 +124,7 @@ class WorkerHandler(Greeting, GearmanWorkerCommandHandler):  # type: ignore[misc
         self._client_id = client_id
         self.greet(
             (GEARMAN_COMMAND_SET_CLIENT_ID, {"client_id": client_id}),
-            *(
-                (GEARMAN_COMMAND_CAN_DO, {"task": task})
-                for task in self.connection_manager.rotated_abilities()
-            ),
+            *((GEARMAN_COMMAND_CAN_DO, {"task": task}) for task in self.connection_manager.rotated_abilities()),
         )
 
     def set_abilities(self, connection_abilities_list: Sequence[bytes]) -> None:
@@ -143,9 +138,7 @@ class WorkerHandler(Greeting, GearmanWorkerCommandHandler):  # type: ignore[misc
     def recv_no_job(self) -> None:
         self._owner.no_job(self._number)
 
-    def recv_job_assign_uniq(
-        self, job_handle: Payload, task: Payload, unique: Payload, data: Payload
-    ) -> None:
+    def recv_job_assign_uniq(self, job_handle: Payload, task: Payload, unique: Payload, data: Payload) -> None:
         self._owner.assigned(self._number, job_handle, task, unique, data)
 
     def recv_job_assign(self, job_handle: Payload, task: Payload, data: Payload) -> None:

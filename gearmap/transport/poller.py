@@ -40,8 +40,7 @@ class _Selector:
         return [
             (
                 key.fd,
-                (_READ if events & selectors.EVENT_READ else 0)
-                | (_WRITE if events & selectors.EVENT_WRITE else 0),
+                (_READ if events & selectors.EVENT_READ else 0) | (_WRITE if events & selectors.EVENT_WRITE else 0),
             )
             for key, events in ready[:max_events]
         ]
@@ -213,6 +212,9 @@ class Waker:
 
     def fileno(self) -> int:
         return self._reader.fileno()
+
+    def watched_by(self, report_change: Callable[[Waker], object]) -> None:
+        """Its file descriptor stays, and it never wants to write."""
 
     def wake(self) -> None:
         """End the present poll, or the next one if there is none."""

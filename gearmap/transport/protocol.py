@@ -15,8 +15,8 @@ from typing import Any
 import gearman.protocol as theirs
 
 from gearmap.errors import ConfigurationError, ProtocolError
+from gearmap.memory import writable
 from gearmap.transport.events import Payload
-from gearmap.wire.memory import writable
 
 __all__ = [
     "BARE_PACKETS",
@@ -49,8 +49,7 @@ _NEWER_PARAMS: Mapping[int, tuple[str, ...]] = {
     STATUS_RES_UNIQUE: ("unique", "known", "running", "numerator", "denominator", "clients"),
 }
 PARAMS: Mapping[int, tuple[str, ...]] = MappingProxyType(
-    {number: tuple(params) for number, params in theirs.GEARMAN_PARAMS_FOR_COMMAND.items()}
-    | dict(_NEWER_PARAMS)
+    {number: tuple(params) for number, params in theirs.GEARMAN_PARAMS_FOR_COMMAND.items()} | dict(_NEWER_PARAMS)
 )
 # Command number -> name of the handler's method, in gearman3's spelling (`recv_work_complete`).
 CALLBACK_NAMES: Mapping[int, str] = MappingProxyType(
@@ -67,9 +66,7 @@ _HEADER_BYTES = _HEADER.size
 _MAGIC_REQ = b"\0REQ"
 _MAGIC_RES = b"\0RES"
 # Requests without arguments, packed.
-BARE_PACKETS = {
-    number: _HEADER.pack(_MAGIC_REQ, number, 0) for number, params in PARAMS.items() if not params
-}
+BARE_PACKETS = {number: _HEADER.pack(_MAGIC_REQ, number, 0) for number, params in PARAMS.items() if not params}
 _WITH_DATA = frozenset(number for number, params in PARAMS.items() if params and params[-1] == "data")
 _SHORT_PARAMS = {number: params[:-1] if number in _WITH_DATA else params for number, params in PARAMS.items()}
 
@@ -297,9 +294,7 @@ class PacketReader:
         return ProtocolError(f"{self._peer} does not speak the Gearman protocol (it sent {sample!r})")
 
     def _refusal(self, command: int, size: int) -> ProtocolError:
-        return ProtocolError(
-            f"{self._peer} sent Gearman command {command} with {size} bytes, which is not accepted"
-        )
+        return ProtocolError(f"{self._peer} sent Gearman command {command} with {size} bytes, which is not accepted")
 
     def _compact(self) -> None:
         """Make room for a whole small packet behind what is not parsed yet."""

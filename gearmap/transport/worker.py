@@ -130,11 +130,14 @@ class WorkerLinks:
         if self._events:
             # They must not wait for the network to be taken.
             return 0.0
-        deadlines = [link.deadline for link in self.links]
-        if self._phase_limit is not None:
-            # If the phase has changed since the last tick, the next tick sets its beginning.
-            deadlines.append(self._phase_since + self._phase_limit)
-        return min((each for each in deadlines if each is not None), default=None)
+        limit = self._phase_limit
+        # If the phase has changed since the last tick, the next tick sets its beginning.
+        soonest = None if limit is None else self._phase_since + limit
+        for link in self.links:
+            due = link.deadline
+            if due is not None and (soonest is None or due < soonest):
+                soonest = due
+        return soonest
 
     @property
     def _phase_limit(self) -> float | None:
@@ -270,9 +273,7 @@ class WorkerLinks:
     def assigned(self, number: int, handle: Payload, task: Payload, unique: Payload, data: Payload) -> None:
         self._policy.assigned(number)
         # gearman3's job objects are only looked at for their handle, which this one has.
-        self._held = job = AssignedJob(
-            self.links[number].address, text(handle), text(task), text(unique), data
-        )
+        self._held = job = AssignedJob(self.links[number].address, text(handle), text(task), text(unique), data)
         self._events.append(JobAssigned(job))
 
     def emit(self, event: WorkerEvent) -> None:
@@ -286,9 +287,7 @@ class WorkerLinks:
             # A flush in this loop may have found that a server is gone; the policy knows it by then.
             if link.state is ChannelState.READY:
                 is_grab = order is Order.GRAB
-                link.handler.send_command(
-                    GEARMAN_COMMAND_GRAB_JOB_UNIQ if is_grab else GEARMAN_COMMAND_PRE_SLEEP
-                )
+                link.handler.send_command(GEARMAN_COMMAND_GRAB_JOB_UNIQ if is_grab else GEARMAN_COMMAND_PRE_SLEEP)
                 link.flush()
 
     def _leave(self) -> None:

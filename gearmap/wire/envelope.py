@@ -129,34 +129,15 @@ class SealedMessage:
         return self._prefix.total_bytes
 
     def __iter__(self) -> Iterator[bytes]:
-        sealer = self._take_sealer()
-        return iter((self._seal_small(sealer),)) if self.is_small else self._seal(sealer)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it is one bytes object, so that there is no point in sealing it piece by piece."""
-        return self._prefix.total_bytes <= _SMALL_BYTES and self._prefix.body_bytes <= _SEALED_PIECE_BYTES
-
-    def to_bytes(self) -> bytes:
-        """The whole message; counts as its one iteration."""
-        return self._seal_small(self._take_sealer()) if self.is_small else b"".join(self)
-
-    def _take_sealer(self) -> Sealer:
         sealer, self._sealer = self._sealer, None
         if sealer is None:
             # A second round would seal other bytes under the same nonces if a buffer has changed meanwhile.
             raise RuntimeError("a sealed message can be iterated over once only")
-        return sealer
+        return self._seal(sealer)
 
-    def _seal_small(self, sealer: Sealer) -> bytes:
-        prefix, associated = self._prefix, self._associated
-        sequence, has_body = prefix.sequence, prefix.body_bytes > 0
-        body, self._body = self._body, ()
-        header = sealer.seal(self._header, sequence=sequence, index=0, last=not has_body, associated=associated)
-        start = associated[:PREFIX_BYTES] + header
-        if not has_body:
-            return start
-        return start + sealer.seal(b"".join(body), sequence=sequence, index=1, last=True, associated=associated)
+    def to_bytes(self) -> bytes:
+        """The whole message; counts as its one iteration."""
+        return b"".join(self)
 
     def _seal(self, sealer: Sealer) -> Iterator[bytes]:
         prefix, associated = self._prefix, self._associated
@@ -174,6 +155,9 @@ class SealedMessage:
                 piece, sequence=prefix.sequence, index=index, last=index == n_pieces, associated=associated
             )
             if index == 1:
+                if n_pieces == 1 and prefix.total_bytes <= _SMALL_BYTES:
+                    yield start + sealed
+                    return
                 yield start
             yield sealed
 
@@ -221,10 +205,7 @@ def seal_message(
     ValueError
         If an id, the sequence or the key is out of range.
     """
-    if len(session_id) != ID_BYTES or len(execution_id) != ID_BYTES:
-        raise ValueError(f"session_id and execution_id have {ID_BYTES} bytes each")
-    if not 0 <= sequence <= MAX_SEQUENCE:
-        raise ValueError(f"sequence must be between 0 and {MAX_SEQUENCE}, got {sequence}")
+    _check(session_id, execution_id, sequence)
     plain_bytes = 0
     for buffer in body:
         plain_bytes += buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
@@ -253,19 +234,36 @@ def seal_now(
     header: bytes,
     body: Sequence[Buffer] = (),
 ) -> bytes | SealedMessage:
-    """Seal a small message at once, prepare a large one to be sealed while it is sent; see `seal_message`."""
-    message = seal_message(
-        kind=kind,
-        key=key,
-        session_id=session_id,
-        execution_id=execution_id,
-        sequence=sequence,
-        expiry=expiry,
-        context=context,
-        header=header,
-        body=body,
+    """Seal a small message at once, prepare a large one to be sealed while it is sent; see `seal_message`.
+
+    Nearly every message is small. So this is `seal_message` again without the objects that a large one needs.
+    """
+    plain_bytes = 0
+    for buffer in body:
+        plain_bytes += buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+    sealer = _sealer(key)
+    if plain_bytes > PIECE_BYTES or PREFIX_BYTES + len(header) + plain_bytes + 2 * TAG_BYTES > _SMALL_BYTES:
+        return seal_message(
+            kind=kind,
+            key=sealer,
+            session_id=session_id,
+            execution_id=execution_id,
+            sequence=sequence,
+            expiry=expiry,
+            context=context,
+            header=header,
+            body=body,
+        )
+    _check(session_id, execution_id, sequence)
+    header_bytes, body_bytes = len(header) + TAG_BYTES, plain_bytes + TAG_BYTES if plain_bytes else 0
+    prefix = _PREFIX.pack(
+        MAGIC, WIRE_VERSION, kind, session_id, execution_id, sequence, expiry, header_bytes, body_bytes
     )
-    return message.to_bytes() if message.is_small else message
+    associated = prefix + context
+    start = prefix + sealer.seal(header, sequence=sequence, index=0, last=not plain_bytes, associated=associated)
+    if not plain_bytes:
+        return start
+    return start + sealer.seal(b"".join(body), sequence=sequence, index=1, last=True, associated=associated)
 
 
 def parse_prefix(data: Buffer) -> Prefix:
@@ -316,10 +314,21 @@ def split_messages(data: Buffer) -> list[memoryview]:
 def open_message(data: Buffer, prefix: Prefix, key: bytes | Sealer, context: bytes) -> tuple[bytes, memoryview]:
     """Header and body of the message that `data` starts with; see `open_header` and `open_body`."""
     sealer = _sealer(key)
-    header = open_header(data, prefix, sealer, context)
-    if not prefix.body_bytes:
-        return header, memoryview(bytearray())
-    return header, open_body(data, prefix, sealer, context)
+    sequence, body_bytes = prefix.sequence, prefix.body_bytes
+    if not 0 < body_bytes <= _SEALED_PIECE_BYTES:
+        header = open_header(data, prefix, sealer, context)
+        return header, open_body(data, prefix, sealer, context) if body_bytes else memoryview(bytearray())
+    # One piece, as nearly always: both with what is worked out once.
+    associated = prefix.pack() + context
+    start = PREFIX_BYTES + prefix.header_bytes
+    view = flat_view(data)
+    header = sealer.open(view[PREFIX_BYTES:start], sequence=sequence, index=0, last=False, associated=associated)
+    sealed = view[start : start + body_bytes]
+    if len(sealed) != body_bytes:
+        raise SealError(f"an envelope does not open: {prefix.total_bytes} bytes expected, got {len(view)}")
+    body = memoryview(bytearray(body_bytes - TAG_BYTES))
+    sealer.open_into(sealed, body, sequence=sequence, index=1, last=True, associated=associated)
+    return header, body
 
 
 def open_header(data: Buffer, prefix: Prefix, key: bytes | Sealer, context: bytes) -> bytes:
@@ -396,6 +405,13 @@ def _open_pieces(
         )
         if scratch is not None:
             into[:] = target
+
+
+def _check(session_id: bytes, execution_id: bytes, sequence: int) -> None:
+    if len(session_id) != ID_BYTES or len(execution_id) != ID_BYTES:
+        raise ValueError(f"session_id and execution_id have {ID_BYTES} bytes each")
+    if not 0 <= sequence <= MAX_SEQUENCE:
+        raise ValueError(f"sequence must be between 0 and {MAX_SEQUENCE}, got {sequence}")
 
 
 def _sealer(key: bytes | Sealer) -> Sealer:

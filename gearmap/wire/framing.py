@@ -32,8 +32,10 @@ ALIGNMENT = 64
 _U32_BYTES = 4
 _U64_BYTES = 8
 _PADDING = bytes(ALIGNMENT)
-# The table of one payload that is a pickle stream only, as nearly every small outcome has it.
+# The tables of one payload that is a pickle stream only, as nearly every outcome has it, and of two of them, as the job
+# of one call has them.
 _ONE_STREAM = struct.Struct("<IIQ")
+_TWO_STREAMS = struct.Struct("<IIIQQ")
 
 
 def flat_view(buffer: Buffer) -> memoryview:
@@ -64,6 +66,9 @@ def frame(payloads: Sequence[Payload]) -> list[Buffer]:
     >>> [[bytes(buffer) for buffer in payload] for payload in unframe(b"".join(frame([[b"ab"], [b"c", b"d"]])))]
     [[b'ab'], [b'c', b'd']]
     """
+    if len(payloads) == 1 and len(payloads[0]) == 1:
+        stream = payloads[0][0]
+        return [_ONE_STREAM.pack(1, 1, _n_bytes(stream)), stream]
     counts = [len(payload) for payload in payloads]
     buffers = list(chain.from_iterable(payloads))
     lengths = [buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in buffers]
@@ -93,9 +98,14 @@ def unframe(data: Buffer) -> list[list[memoryview]]:
         If `data` is not exactly one framed region.
     """
     view = flat_view(data)
-    start = _ONE_STREAM.size
-    if len(view) >= start and _ONE_STREAM.unpack_from(view) == (1, 1, len(view) - start):
+    n_bytes, start = len(view), _ONE_STREAM.size
+    if n_bytes >= start and _ONE_STREAM.unpack_from(view) == (1, 1, n_bytes - start):
         return [[view[start:]]]
+    start = _TWO_STREAMS.size
+    if n_bytes >= start:
+        n_payloads, one, two, first, second = _TWO_STREAMS.unpack_from(view)
+        if (n_payloads, one, two, start + first + second) == (2, 1, 1, n_bytes):
+            return [[view[start : start + first]], [view[start + first :]]]
     counts, lengths, position = _read_table(view)
     if len(counts) == len(lengths) == counts.count(1) and position + sum(lengths) == len(view):
         ends = accumulate(lengths, initial=position)

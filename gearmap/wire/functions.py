@@ -13,6 +13,7 @@ import functools
 import hashlib
 import operator
 import pathlib
+import pickle
 import re
 import sys
 import types
@@ -46,6 +47,9 @@ DIGEST_BYTES = 16
 _MAX_FUNCTIONS = 256
 # Larger payloads (a long string in a global, say) are pickled each time: the cache must not hold much memory.
 _MAX_CACHED_BYTES = 2**20
+
+# A pickle of protocol 4 or 5 without these bytes names nothing: STACK_GLOBAL, and the codes of `copyreg`'s extensions.
+_GLOBAL_OPCODES = tuple(opcode[0] for opcode in (pickle.STACK_GLOBAL, pickle.EXT1, pickle.EXT2, pickle.EXT4))
 
 _MISSING: Any = object()
 _ATOMS = frozenset(
@@ -97,6 +101,8 @@ def is_imported(module: types.ModuleType) -> bool:
 
 def names_by_value_module(stream: bytes) -> bool:
     """Whether a pickle may name a class or function of a module that has to go by value."""
+    if not any(map(stream.__contains__, _GLOBAL_OPCODES)):
+        return False
     if b"__main__" in stream:
         return True
     registered = cloudpickle.list_registry_pickle_by_value()

@@ -26,6 +26,7 @@ from typing import Any
 import cloudpickle
 
 from gearmap.errors import SerializationError
+from gearmap.memory import writable
 from gearmap.wire import explain
 from gearmap.wire.framing import Buffer, Payload, flat_view
 from gearmap.wire.functions import (
@@ -35,7 +36,6 @@ from gearmap.wire.functions import (
     reduce_lru_cache_wrapper,
 )
 from gearmap.wire.functions import FunctionCache as _FunctionCache
-from gearmap.wire.memory import writable
 
 __all__ = [
     "FunctionCache",

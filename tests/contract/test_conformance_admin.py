@@ -34,11 +34,7 @@ def row(lines, function):
 
 def abilities(connection, client_id):
     """Return what the connection of this id serves, as `workers` tells."""
-    return [
-        line.partition(b" :")[2].split()
-        for line in connection.ask_lines(b"workers")
-        if b" " + client_id in line
-    ]
+    return [line.partition(b" :")[2].split() for line in connection.ask_lines(b"workers") if b" " + client_id in line]
 
 
 # -- listings
@@ -186,11 +182,7 @@ def test_a_line_of_8190_bytes_is_a_line_and_more_closes_the_connection(connect):
 def test_text_and_packets_mix_on_one_connection(connect, f):
     admin = connect()
     admin.send_bytes(
-        b"version\r\n"
-        + request(ECHO_REQ, b"1")
-        + b"verbose\n"
-        + request(SUBMIT_JOB, f, b"", b"")
-        + b"version\n"
+        b"version\r\n" + request(ECHO_REQ, b"1") + b"verbose\n" + request(SUBMIT_JOB, f, b"", b"") + b"version\n"
     )
     assert admin.read_line().startswith(b"OK 1.1.20")
     admin.expect(ECHO_RES, b"1")
@@ -302,9 +294,7 @@ def test_cancelling_a_queued_job_tells_its_client(job_server, connect, f):
     handle = client.submit(f)
     assert admin.ask_line(b"cancel job " + handle) == b"OK\r\n"
     client.expect(WORK_FAIL, handle)
-    again = expected(
-        job_server.kind, "cancelled-jobs-go-at-once", gearmand=b"OK\r\n", ours=b"ERR UNKNOWN_JOB\r\n"
-    )
+    again = expected(job_server.kind, "cancelled-jobs-go-at-once", gearmand=b"OK\r\n", ours=b"ERR UNKNOWN_JOB\r\n")
     assert admin.ask_line(b"cancel job " + handle) == again
     worker.can_do(f)
     assert worker.grab() is None

@@ -447,9 +447,7 @@ def test_the_unique_of_an_abandoned_queued_job_submitted_again(job_server, conne
     second.submit(f, b"new", unique=b"u-" + f)
     worker.can_do(f)
     job = worker.grab()
-    assert (job is not None) == expected(
-        job_server.kind, "resubmitted-unique-runs", gearmand=False, ours=True
-    )
+    assert (job is not None) == expected(job_server.kind, "resubmitted-unique-runs", gearmand=False, ours=True)
     if job is not None:
         assert job[3] == b"new"
 

@@ -45,11 +45,7 @@ def test_the_magic_of_responses_is_refused_politely(connect):
 @pytest.mark.parametrize("command", [6, 8, 10, 11, 17, 19, 20, 27])
 def test_commands_of_servers_are_not_expected_from_clients(connect, command):
     peer = connect()
-    answer = (
-        peer.ask(command, b"a", b"b", b"c", b"d", b"e")
-        if command in (11, 20)
-        else peer.ask(command, b"a", b"b")
-    )
+    answer = peer.ask(command, b"a", b"b", b"c", b"d", b"e") if command in (11, 20) else peer.ask(command, b"a", b"b")
     assert answer == (ERROR, b"INVALID_COMMAND\0Command not expected")
     assert is_answering(peer)
 

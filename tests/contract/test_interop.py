@@ -19,9 +19,7 @@ def gearman(job_server):
 
     def run(*args, data=b""):
         command = [program, "-h", job_server.host, "-p", str(job_server.port), *args]
-        return subprocess.run(
-            command, input=data, stdout=subprocess.PIPE, timeout=DEADLINE, check=True
-        ).stdout
+        return subprocess.run(command, input=data, stdout=subprocess.PIPE, timeout=DEADLINE, check=True).stdout
 
     return run
 
@@ -47,8 +45,7 @@ def gearman_worker(job_server, connect):
         processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
         witness = connect()
         while not any(
-            line.split(b"\t")[0] == function and line.split(b"\t")[3] == b"1"
-            for line in witness.ask_lines(b"status")
+            line.split(b"\t")[0] == function and line.split(b"\t")[3] == b"1" for line in witness.ask_lines(b"status")
         ):
             assert processes[-1].poll() is None
         return processes[-1]
@@ -66,9 +63,7 @@ def gearadmin(job_server):
 
     def run(*args):
         command = [program, "-h", job_server.host, "-p", str(job_server.port), *args]
-        return subprocess.run(
-            command, stdout=subprocess.PIPE, timeout=DEADLINE, check=True
-        ).stdout.splitlines()
+        return subprocess.run(command, stdout=subprocess.PIPE, timeout=DEADLINE, check=True).stdout.splitlines()
 
     return run
 

@@ -338,8 +338,6 @@ def test_the_flags_of_gearmand_stay_within_the_hard_limit_of_files(monkeypatch):
 
 
 def test_the_flags_of_the_embedded_server_carry_the_options():
-    command = embedded_command(
-        LaunchOptions(port=4730, job_retries=7, workers_wake_one=True, verbose=2, log="x")
-    )
+    command = embedded_command(LaunchOptions(port=4730, job_retries=7, workers_wake_one=True, verbose=2, log="x"))
     assert command[command.index("--job-retries") + 1] == "7"
     assert {"--lifeline", "--wake-one", "--log", "-v"} <= set(command)

@@ -24,9 +24,7 @@ def test_every_listing_is_text_and_numbers(start_server, loop):
     loop.until_event(worker, ServerUp)
     with AdminSession(server.address) as asked:
         assert set(asked.status()) == {StatusRow("f", 2, 0, 0), StatusRow("größe", 0, 0, 1)}
-        assert [(row.client_id, row.functions) for row in asked.workers() if row.functions] == [
-            ("node/0", ("größe",))
-        ]
+        assert [(row.client_id, row.functions) for row in asked.workers() if row.functions] == [("node/0", ("größe",))]
         assert {row.handle: (row.retries, row.is_ignored) for row in asked.show_jobs()} == dict.fromkeys(
             handles, (0, False)
         )

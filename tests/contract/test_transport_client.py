@@ -180,9 +180,7 @@ def test_a_refused_job_is_rejected_and_its_neighbours_keep_their_handles(start_s
     assert kinds == {0: Accepted, 1: Accepted, 2: Rejected, 3: Accepted}
     [rejected] = loop.of(session, Rejected)
     assert (rejected.code, rejected.text) == ("QUEUE_ERROR", "Job queue is full")
-    loop.worker(
-        [server.address], ["f", "g"], on_job=lambda worker, job: worker.complete(job, job.unique.encode())
-    )
+    loop.worker([server.address], ["f", "g"], on_job=lambda worker, job: worker.complete(job, job.unique.encode()))
     loop.until_event(session, WorkComplete, 3)
     assert {event.token: event.data for event in loop.of(session, WorkComplete)} == {
         0: b"unique-0",
@@ -266,9 +264,7 @@ def test_closing_a_session_drops_its_queued_jobs(start_server, loop):
 def test_a_killed_server_loses_exactly_the_unfinished_tokens(start_server, loop):
     server = start_server()
     session = loop.ready_session(server.address)
-    worker = loop.worker(
-        [server.address], on_job=lambda worker, job: job.unique == "unique-0" and echo(worker, job)
-    )
+    worker = loop.worker([server.address], on_job=lambda worker, job: job.unique == "unique-0" and echo(worker, job))
     session.submit([request(0), request(1), request(2, background=True)])
     loop.until_event(session, WorkComplete)
     loop.until_event(session, Accepted, 3)

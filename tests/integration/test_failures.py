@@ -113,9 +113,7 @@ def test_a_draining_node_finishes_its_job_takes_nothing_new_and_ends_well(
     assert waiting.result(30) == 1
 
 
-def test_what_a_stopping_node_gives_back_is_run_elsewhere_uncharged(
-    kind, start_server, start_node, connect, tmp_path
-):
+def test_what_a_stopping_node_gives_back_is_run_elsewhere_uncharged(kind, start_server, start_node, connect, tmp_path):
     server = start_server(kind)
     first = start_node(server, workers=1)
     client = connect(server).options(max_worker_losses=1)
@@ -227,9 +225,11 @@ def test_missing_workers_are_said_within_seconds_and_a_late_one_is_used(kind, st
     start_node(server, queue="other")
     client = connect(server)
 
-    with pytest.warns(RuntimeWarning, match=r"no worker serves queue 'default'.*1 serve 'other'|2 serve 'other'"):
-        with pytest.raises(gearmap.RunTimeout):
-            client.map(abs, [-1], timeout=4)
+    with (
+        pytest.warns(RuntimeWarning, match=r"no worker serves queue 'default'.*2 serve 'other'"),
+        pytest.raises(gearmap.RunTimeout),
+    ):
+        client.map(abs, [-1], timeout=4)
 
     future = client.submit(abs, -1)
     start_node(server)
@@ -244,10 +244,12 @@ def test_a_worker_with_another_key_is_never_offered_the_work(
     server = start_server(kind)
     start_node(server)
     make_key(tmp_path / "another")
-    with gearmap.Client(f"127.0.0.1:{server.port}", key=tmp_path / "another") as client:
-        with pytest.warns(RuntimeWarning, match="2 have another key"):
-            with pytest.raises(gearmap.RunTimeout):
-                client.map(abs, [1], timeout=4)
+    with (
+        gearmap.Client(f"127.0.0.1:{server.port}", key=tmp_path / "another") as client,
+        pytest.warns(RuntimeWarning, match="2 have another key"),
+        pytest.raises(gearmap.RunTimeout),
+    ):
+        client.map(abs, [1], timeout=4)
 
 
 # -------------------------------------------------------------------------------------------------------- clients
@@ -289,16 +291,18 @@ def test_the_running_tasks_of_a_killed_client_are_stopped(kind, start_server, st
         return rows[lane].running == 0
 
     wait_until(nothing_runs, "the tasks are stopped", 5.0)
-    wait_until(lambda: len(busy - {child.pid for child in node.children() if is_alive(child)}) >= 2, "their processes are gone", 5.0)
+    wait_until(
+        lambda: len(busy - {child.pid for child in node.children() if is_alive(child)}) >= 2,
+        "their processes are gone",
+        5.0,
+    )
     assert len(list(tmp_path.glob("began-*"))) == 2  # what was queued never ran
 
 
 def test_ctrl_c_ends_a_map_at_once_and_stops_its_tasks(kind, start_server, start_node, key_file, tmp_path):
     server = start_server(kind)
     start_node(server, workers=2)
-    client = run_script(
-        LONG_MAP, f"127.0.0.1:{server.port}", str(key_file), str(tmp_path), stdout=subprocess.PIPE
-    )
+    client = run_script(LONG_MAP, f"127.0.0.1:{server.port}", str(key_file), str(tmp_path), stdout=subprocess.PIPE)
     wait_until(lambda: len(list(tmp_path.glob("began-*"))) == 2, "two tasks run")
     began = time.monotonic()
 
@@ -378,7 +382,7 @@ def test_a_local_cluster_whose_processes_die_says_so(kind):
     with gearmap.LocalCluster(1, server=kind) as cluster:
         cluster.map(abs, [1])
         result = in_background(lambda: cluster.map(time.sleep, [60]))
-        server, node = cluster._processes.pids
+        _, node = cluster._processes.pids
         os.kill(node, signal.SIGKILL)
 
         with pytest.raises(gearmap.ClusterBroken, match="node has ended"):
@@ -511,9 +515,7 @@ def test_an_unknown_control_operation_is_answered_as_such(kind, node_function):
     assert answer == {"ok": False, "error": "unknown operation 'format'"}
 
 
-def test_forged_and_damaged_jobs_are_refused_and_the_worker_goes_on(
-    kind, start_server, start_node, connect, key_file
-):
+def test_forged_and_damaged_jobs_are_refused_and_the_worker_goes_on(kind, start_server, start_node, connect, key_file):
     server = start_server(kind)
     start_node(server, workers=1)
     client = connect(server)

@@ -257,12 +257,14 @@ def test_a_map_that_takes_too_long_is_cancelled_with_counts(cluster):
 def test_what_does_not_pickle_is_named_with_the_way_to_it(cluster):
     connection = sqlite3.connect(":memory:")
     with connection:
-        with pytest.raises(gearmap.SerializationError, match=r"cannot pickle fn: .*'connection' is a sqlite3.Connection"):
+        with pytest.raises(
+            gearmap.SerializationError, match=r"cannot pickle fn: .*'connection' is a sqlite3.Connection"
+        ):
             cluster.map(lambda x: connection.execute("select ?", (x,)), [1])
-        with pytest.raises(gearmap.SerializationError, match="argument 1 of task 2: .*lock"):
+        with pytest.raises(gearmap.SerializationError, match=r"argument 1 of task 2: .*lock"):
             cluster.map(lambda a, b: None, [0, 1, 2], [0, 1, threading.Lock()], chunksize=3)
     connection.close()
-    with pytest.raises(gearmap.SerializationError, match="cannot pickle the result: .*lock"):
+    with pytest.raises(gearmap.SerializationError, match=r"cannot pickle the result: .*lock"):
         cluster.map(lambda x: threading.Lock(), [1])
     assert cluster.map(abs, [-1]) == [1]
 

@@ -25,6 +25,7 @@ LAYERS = {
     "errors": 0,
     "config": 1,
     "keyfile": 1,
+    "memory": 1,
     "core": 2,
     "wire": 2,
     "transport": 3,

@@ -105,9 +105,7 @@ def check_invariants(table):
         assert all(peer in job.clients for job in peer.waiting)
         for function in peer.abilities:
             assert (peer in function.sleepers) == peer.is_sleeping
-    assert sum(map(len, table.by_unique.values())) == sum(
-        job.unique not in (b"", b"-") for job in table.jobs.values()
-    )
+    assert sum(map(len, table.by_unique.values())) == sum(job.unique not in (b"", b"-") for job in table.jobs.values())
     assert all(job.handle in table.jobs for job in table.by_data.values())
 
 
@@ -242,9 +240,7 @@ def test_an_unknown_command_is_a_protocol_error(bench):
         bench.say(bench.peer(), 36, b"f", b"u", b"0", b"data")
 
 
-@pytest.mark.parametrize(
-    "command", [p.SUBMIT_JOB, p.CAN_DO_TIMEOUT, p.WORK_COMPLETE, p.WORK_STATUS, p.WORK_DATA]
-)
+@pytest.mark.parametrize("command", [p.SUBMIT_JOB, p.CAN_DO_TIMEOUT, p.WORK_COMPLETE, p.WORK_STATUS, p.WORK_DATA])
 def test_a_packet_without_its_arguments_is_a_protocol_error(bench, command):
     with pytest.raises(ProtocolError):
         bench.say(bench.peer(), command, b"alone")
@@ -277,9 +273,7 @@ class ServerMachine(RuleBasedStateMachine):
         handles = list(self.bench.table.jobs) or [b"H:nobody:1"]
         return handles[pick % len(handles)]
 
-    @rule(
-        who=INDEX, name=NAMES, unique=UNIQUES, command=SUBMISSIONS, data=st.sampled_from([b"", b"a", b"b\0c"])
-    )
+    @rule(who=INDEX, name=NAMES, unique=UNIQUES, command=SUBMISSIONS, data=st.sampled_from([b"", b"a", b"b\0c"]))
     def submit(self, who, name, unique, command, data):
         answers = self.bench.say(self.peers[who], command, name, unique, data)
         assert answers[-1][0] in (p.JOB_CREATED, p.ERROR)

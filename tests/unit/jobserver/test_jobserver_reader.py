@@ -76,9 +76,7 @@ ITEMS = st.lists(
 
 
 def encode(items):
-    return b"".join(
-        body + b"\r\n" if command == TEXT_LINE else packet(command, body) for command, body in items
-    )
+    return b"".join(body + b"\r\n" if command == TEXT_LINE else packet(command, body) for command, body in items)
 
 
 @given(ITEMS, st.lists(st.integers(0, 400_000), max_size=12))
@@ -162,9 +160,7 @@ def test_the_magic_of_responses_is_told_apart():
     assert reader.next_packet() == (RESPONSE_MAGIC, b"x")
 
 
-@pytest.mark.parametrize(
-    "stream", [b"\0BAD" + bytes(8), packet(HIGHEST_COMMAND + 1, b""), packet(2**32 - 1, b"")]
-)
+@pytest.mark.parametrize("stream", [b"\0BAD" + bytes(8), packet(HIGHEST_COMMAND + 1, b""), packet(2**32 - 1, b"")])
 def test_what_is_no_packet_is_a_protocol_error(stream):
     reader = PacketReader()
     reader.feed(stream)

@@ -73,9 +73,7 @@ def test_a_stream_cut_anywhere_gives_the_same_commands(cut):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    sizes=st.lists(
-        st.sampled_from([0, 1, 1000, LARGE_BYTES - 9, LARGE_BYTES, LARGE_BYTES + 1, 300_000]), max_size=6
-    ),
+    sizes=st.lists(st.sampled_from([0, 1, 1000, LARGE_BYTES - 9, LARGE_BYTES, LARGE_BYTES + 1, 300_000]), max_size=6),
     step=st.sampled_from([1013, 65_536, 262_144, 10_000_000]),
 )
 def test_sizes_around_every_limit_arrive_intact(sizes, step):

@@ -40,9 +40,7 @@ def drain(queue, step):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.lists(
-        st.tuples(st.sampled_from([0, 1, 100, 40_000, 1_200_000]), st.sampled_from(["bytes", "view", "lazy"]))
-    ),
+    st.lists(st.tuples(st.sampled_from([0, 1, 100, 40_000, 1_200_000]), st.sampled_from(["bytes", "view", "lazy"]))),
     st.sampled_from([9_999, 70_000, 3_000_000]),
 )
 def test_everything_leaves_in_order_whatever_the_socket_takes(items, step):

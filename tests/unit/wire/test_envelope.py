@@ -77,9 +77,7 @@ def test_a_prefix_says_what_was_sealed():
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 63, 64, 65, 128, 129, 1000])
-@pytest.mark.parametrize(
-    "container", [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))]
-)
+@pytest.mark.parametrize("container", [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))])
 def test_what_was_sealed_opens_from_any_kind_of_buffer(small_pieces, n_bytes, container):
     body = pattern(n_bytes)
     message = seal(body=[body[: n_bytes // 3], body[n_bytes // 3 :]])

@@ -130,9 +130,7 @@ def test_a_description_says_what_was_raised_and_where():
 
 
 def test_chained_exceptions_are_in_the_traceback():
-    text = describe_exception(
-        raised(lambda: ValueError("outer"), cause=raised(lambda: KeyError("inner"))), 0
-    ).traceback
+    text = describe_exception(raised(lambda: ValueError("outer"), cause=raised(lambda: KeyError("inner"))), 0).traceback
     assert "KeyError: 'inner'" in text
     assert "direct cause" in text
     assert "ValueError: outer" in text
@@ -147,9 +145,7 @@ def test_own_frames_at_the_outside_are_left_out(monkeypatch):
     try:
         call(fn)
     except ZeroDivisionError as error:
-        error.__traceback__ = (
-            error.__traceback__.tb_next
-        )  # this test's own frame, which a worker does not have
+        error.__traceback__ = error.__traceback__.tb_next  # this test's own frame, which a worker does not have
         text = describe_exception(error, 0).traceback
 
     frames = [line.split('"')[1] for line in text.splitlines() if line.startswith("  File")]

@@ -108,9 +108,7 @@ def test_fields_of_the_wrong_type_are_refused(values):
         JobHeader.decode(json.dumps(values).encode())
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"[]", b"1", b"null", b"{", b"\xff{}", b'{"level":NaN}', b"[" * 100_000]
-)
+@pytest.mark.parametrize("data", [b"", b"[]", b"1", b"null", b"{", b"\xff{}", b'{"level":NaN}', b"[" * 100_000])
 def test_what_is_no_json_object_is_refused(data):
     with pytest.raises(EnvelopeError, match="header"):
         JobHeader.decode(data)
@@ -124,9 +122,7 @@ def test_what_is_no_json_object_is_refused(data):
         ),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.floats(),
-            lambda inner: (
-                st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
-            ),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
             max_leaves=6,
         ),
     )

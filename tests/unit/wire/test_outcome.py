@@ -191,9 +191,7 @@ def test_fields_of_the_wrong_type_are_refused(values):
         decode_outcome(json.dumps(values).encode())
 
 
-@pytest.mark.parametrize(
-    "header", [b"", b"[]", b"{", b'{"elapsed":1e999}', b'{"elapsed":NaN}', b"[" * 100_000]
-)
+@pytest.mark.parametrize("header", [b"", b"[]", b"{", b'{"elapsed":1e999}', b'{"elapsed":NaN}', b"[" * 100_000])
 def test_what_is_no_header_is_refused(header):
     with pytest.raises(EnvelopeError):
         decode_outcome(header)

@@ -1,0 +1,53 @@
+# `make demo` and `make test` do all the set-up on a machine with Python >= 3.10 (and its venv module) and make.
+#
+#   make demo                       make .venv, install, run the demo
+#   make test PYTEST_ARGS="-k key"  the test suite; PYTEST_ARGS go to pytest
+#   make demo PYTHON=python3.12     with another Python (remove .venv first)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# The first of these that is new enough; only looked for when .venv has to be made.
+CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10
+PYTHON ?= $(shell for each in $(CANDIDATES); do \
+	if $$each -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then echo $$each; break; fi; done)
+
+.PHONY: help demo test lint types bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo | test | lint | types | bench | clean"
+
+demo: $(VENV)/.installed
+	$(BIN)/gearmap demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) .venv-ci-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.10 with venv found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Editable, so that a changed source needs no new installation. The order-only python is not compared by its date:
+# the interpreter behind the link may be younger than everything here.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[test]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,136 @@
+"""`gearmap worker`: check what was asked for, then become a node.
+
+Law of the file: the key goes to the node through a pipe, never through a command line or the environment. The process
+stays the same (exec), so that signals, exit status and process id are the node's own; and the node's main module is
+the tiny one that its children can import again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from gearmap.cli.common import find_key, find_servers, key_option, servers_option
+from gearmap.errors import ConfigurationError
+
+__all__ = ["parse_environment", "worker_command"]
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@click.command("worker")
+@servers_option
+@click.option(
+    "-w",
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many tasks run at once. Default: one for each usable CPU.",
+)
+@click.option(
+    "-q", "--queue", "queues", multiple=True, metavar="QUEUE", help="Queue to serve; may be repeated. Default: default."
+)
+@click.option(
+    "--cwd", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Where tasks run."
+)
+@click.option(
+    "--env",
+    "variables",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Variable for the tasks; {index} in it is the worker's number, as in CUDA_VISIBLE_DEVICES={index}.",
+)
+@key_option
+@click.option("--name", metavar="NAME", help="What to call this node. Default: the host's name.")
+@click.option("-v", "--verbose", is_flag=True, help="A line for each job.")
+def worker_command(
+    named: tuple[str, ...],
+    workers: int | None,
+    queues: tuple[str, ...],
+    cwd: Path | None,
+    variables: tuple[str, ...],
+    key_file: Path | None,
+    name: str | None,
+    verbose: bool,
+) -> None:
+    """Run tasks on this machine until told to stop.
+
+    SIGTERM or Ctrl-C lets running jobs finish; a second one stops at once.
+    """
+    from gearmap.cluster import make_node_id
+    from gearmap.config import check_queue
+    from gearmap.runtime.cpus import usable_cpus
+    from gearmap.runtime.noderun import encode_node_config
+
+    servers = find_servers(named)
+    key = find_key(key_file, may_make=all(server.is_loopback for server in servers))
+    config = encode_node_config(
+        servers=tuple((server.host, server.port) for server in servers),
+        secret=key.secret,
+        workers=workers or usable_cpus(),
+        queues=tuple(dict.fromkeys(check_queue(queue) for queue in queues)) or ("default",),
+        name=_check_name(name),
+        node_id=make_node_id(),
+        cwd=None if cwd is None else str(cwd.absolute()),
+        environment=parse_environment(variables),
+        quiet=False,
+        verbose=verbose,
+    )
+    _become_node(config)
+
+
+def parse_environment(variables: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return names and values of `NAME=VALUE` words.
+
+    Raises
+    ------
+    ConfigurationError
+        If a word is not of that form.
+
+    Examples
+    --------
+    >>> parse_environment(["CUDA_VISIBLE_DEVICES={index}"])
+    (('CUDA_VISIBLE_DEVICES', '{index}'),)
+    """
+    parsed = []
+    for word in variables:
+        name, separator, value = word.partition("=")
+        if not separator or not _VARIABLE.fullmatch(name) or "\0" in value:
+            raise ConfigurationError(f"--env takes NAME=VALUE, got {word!r}")
+        parsed.append((name, value))
+    return tuple(parsed)
+
+
+def _check_name(name: str | None) -> str:
+    if name is None:
+        return socket.gethostname() or "node"
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"--name must be 1 to 64 letters, digits, '.', '_' or '-', got {name!r}")
+    return name
+
+
+def _become_node(config: bytes) -> NoReturn:
+    command = [sys.executable, "-m", "gearmap.runtime.node_main"]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "nt":
+        # Windows has no exec that keeps the process, and no descriptors to hand over but the standard ones.
+        import subprocess
+
+        sys.exit(subprocess.run([*command, "0"], input=config, check=False).returncode)
+    reading, writing = os.pipe()
+    # A pipe holds 64 KiB before anybody reads, on Linux and macOS; a larger configuration would wait here for ever.
+    if len(config) > 60_000:
+        raise ConfigurationError(f"too many servers, queues or variables: {len(config)} bytes of configuration")
+    os.write(writing, config)
+    os.close(writing)
+    os.set_inheritable(reading, True)
+    os.execv(sys.executable, [*command, str(reading)])

@@ -1,0 +1,263 @@
+"""`gearmap worker` as people meet it: what it says, what it obeys, how it leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from acceptance_support import DEADLINE, Command, eventually, run
+
+import gearmap
+from gearmap.jobserver.process import ServerProcess, start_job_server
+from gearmap.keyfile import load_key, make_key
+from gearmap.wire.seal import key_id
+
+pytestmark = pytest.mark.slow
+
+StartWorker = Callable[..., Command]
+
+
+def make_blocking_task(folder: Path) -> Callable[[int], int]:
+    """Return a task that says that it runs and then waits for a file named `go`."""
+
+    def wait_for_go(number: int) -> int:
+        (folder / "runs").touch()
+        deadline = time.monotonic() + DEADLINE
+        while not (folder / "go").exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError("nobody said go")
+            time.sleep(0.01)
+        return number
+
+    return wait_for_go
+
+
+def test_a_worker_says_what_it_serves(start_worker: StartWorker, place: str, key_file: Path) -> None:
+    worker = start_worker("-w", "3", "-q", "a", "-q", "b", "--name", "box")
+
+    greeting = worker.wait_for("^node ")
+
+    assert greeting.startswith(f"node box: 3 workers for queue a, b on {place} (Python 3.")
+    assert key_id(load_key(key_file, "the test")) in greeting
+    assert load_key(key_file, "the test").hex() not in "\n".join(worker.out)
+
+
+def test_the_options_of_a_worker_reach_its_tasks(
+    start_worker: StartWorker, client: gearmap.Client, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    start_worker("-w", "1", "-q", "gpu", "--cwd", str(folder), "--env", "DEVICE=cuda:{index}", "--env", "FIXED=a=b")
+
+    def look() -> tuple[str, str | None, str | None]:
+        return os.getcwd(), os.environ.get("DEVICE"), os.environ.get("FIXED")
+
+    seen = client.options(queue="gpu").submit(look).result(DEADLINE)
+
+    assert seen == (str(folder.resolve()), "cuda:0", "a=b")
+
+
+def test_each_worker_of_a_node_has_its_own_index(
+    start_worker: StartWorker, client: gearmap.Client, tmp_path: Path
+) -> None:
+    start_worker("-w", "2", "--env", "INDEX={index}")
+
+    def meet(number: int) -> str:
+        # Each of the two tasks waits until the other runs: one worker alone would not get on.
+        (tmp_path / str(number)).touch()
+        deadline = time.monotonic() + DEADLINE
+        while not (tmp_path / str(1 - number)).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return os.environ["INDEX"]
+
+    assert sorted(client.map(meet, range(2), chunksize=1, timeout=DEADLINE)) == ["0", "1"]
+
+
+def test_a_worker_serves_only_the_queues_that_it_was_told(start_worker: StartWorker, client: gearmap.Client) -> None:
+    start_worker("-w", "1", "-q", "gpu")
+
+    said = "no worker serves queue 'default'.*serve 'gpu'.*gearmap worker -s"
+    with pytest.warns(RuntimeWarning, match=said), pytest.raises(gearmap.RunTimeout):
+        client.map(abs, [-1], timeout=4.0)
+
+    assert client.map(abs, [-1], queue="gpu", timeout=DEADLINE) == [1]
+
+
+def test_a_worker_with_another_key_is_never_asked_and_this_is_said(
+    start_worker: StartWorker, client: gearmap.Client, tmp_path: Path, key_file: Path, place: str
+) -> None:
+    other = tmp_path / "other.key"
+    make_key(other)
+    worker = start_worker("-w", "1", "-v", key=other)
+
+    said = "no worker serves .* with your key .* 1 have another key"
+    with pytest.warns(RuntimeWarning, match=said), pytest.raises(gearmap.RunTimeout):
+        client.map(abs, [-1], timeout=4.0)
+    listed = run("status", "-s", place, "--key", str(key_file)).stdout
+
+    assert not any("queue default" in line and "task" in line for line in worker.out)
+    assert f"{key_id(load_key(other, 'the test'))} " in listed
+    assert "(yours)" not in "".join(line for line in listed.splitlines() if key_id(load_key(other, "")) in line)
+
+
+def test_a_verbose_worker_writes_a_line_for_each_job(start_worker: StartWorker, client: gearmap.Client) -> None:
+    worker = start_worker("-w", "1", "-v", "--name", "box")
+
+    client.map(abs, range(3), chunksize=3, timeout=DEADLINE)
+
+    assert worker.wait_for(r"^box/0  H:\S+  queue default  3 tasks  \d+\.\d{3} s  done$")
+
+
+def test_sigterm_lets_a_running_job_finish(start_worker: StartWorker, client: gearmap.Client, tmp_path: Path) -> None:
+    worker = start_worker("-w", "1")
+    future = client.submit(make_blocking_task(tmp_path), 7)
+    eventually((tmp_path / "runs").exists, "the task runs")
+
+    worker.send(signal.SIGTERM)
+    worker.wait_for("^draining: ")
+    assert not future.done()
+    (tmp_path / "go").touch()
+
+    assert worker.wait() == 0
+    assert future.result(DEADLINE) == 7
+    assert worker.out[-1] == "ended"
+
+
+def test_a_draining_worker_takes_no_further_job(
+    start_worker: StartWorker, client: gearmap.Client, tmp_path: Path
+) -> None:
+    first = start_worker("-w", "1")
+    running = client.submit(make_blocking_task(tmp_path), 1)
+    eventually((tmp_path / "runs").exists, "the task runs")
+
+    first.send(signal.SIGTERM)
+    first.wait_for("^draining: ")
+    late = client.submit(os.getpid)
+    (tmp_path / "go").touch()
+    assert first.wait() == 0
+    assert running.result(DEADLINE) == 1
+    assert not late.done()
+
+    start_worker("-w", "1")
+    assert late.result(DEADLINE) != os.getpid()
+
+
+def test_a_second_signal_stops_at_once(start_worker: StartWorker, client: gearmap.Client, tmp_path: Path) -> None:
+    worker = start_worker("-w", "1")
+    future = client.submit(make_blocking_task(tmp_path), 7)
+    eventually((tmp_path / "runs").exists, "the task runs")
+
+    worker.send(signal.SIGINT)
+    worker.wait_for("^draining: ")
+    worker.send(signal.SIGINT)
+
+    assert worker.wait(15.0) == 0
+    assert "stopping" in worker.out
+    assert not future.done()  # given back, for another worker:
+    (tmp_path / "go").touch()
+    start_worker("-w", "1")
+    assert future.result(DEADLINE) == 7
+
+
+def test_a_worker_waits_for_its_job_server_and_comes_back_to_it(
+    start: Callable[..., Command], job_server: ServerProcess, place: str, key_file: Path
+) -> None:
+    port = job_server.port
+    worker = start("worker", "-s", place, "-w", "1", "--key", str(key_file))
+    worker.wait_for("^connected to ")
+
+    job_server.stop()
+    worker.wait_for(f"^lost {place}: .*trying again")
+    with start_job_server("embedded", port=port):
+        worker.wait_for("^connected to ", times=2)
+        with gearmap.Client(place, key=key_file) as client:
+            assert client.map(abs, [-1, -2], timeout=DEADLINE) == [1, 2]
+
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+
+
+def test_a_worker_that_finds_no_server_says_so_and_waits(
+    start: Callable[..., Command], job_server: ServerProcess, place: str, key_file: Path
+) -> None:
+    job_server.stop()
+
+    worker = start("worker", "-s", place, "-w", "2", "--key", str(key_file))
+
+    worker.wait_for(f"no job server answered at '{place}'.*trying again")
+    with start_job_server("embedded", port=job_server.port):
+        worker.wait_for("^connected to ")
+
+
+def test_a_worker_for_another_host_needs_a_key_and_says_how_to_make_one(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.key"
+
+    ended = run("worker", "-s", "192.0.2.1", environment={"GEARMAP_KEY_FILE": str(missing)})
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"gearmap: no key file at '{missing}' (from GEARMAP_KEY_FILE)")
+    assert "gearmap key new" in ended.stderr
+    assert not missing.exists()
+
+
+def test_on_loopback_the_key_is_made_on_first_use(start: Callable[..., Command], place: str, tmp_path: Path) -> None:
+    worker = start("worker", "-s", place, "-w", "1", environment={"XDG_CONFIG_HOME": str(tmp_path)})
+
+    greeting = worker.wait_for("^node ")
+
+    path = tmp_path / "gearmap" / "key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert key_id(load_key(path, "the test")) in greeting
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["-s", "http://head"], "without a scheme"),
+        (["-s", "head:70000"], "the port must be a number from 1 to 65535"),
+        (["-s", "none"], "no job server is named: -s says 'none'"),
+        (["-q", "two words"], "queue must be"),
+        (["--env", "1A=2"], "--env takes NAME=VALUE"),
+        (["--name", "a/b"], "--name must be"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_status_2(words: list[str], complaint: str) -> None:
+    ended = run("worker", *words)
+
+    assert ended.returncode == 2
+    assert complaint in ended.stderr
+    assert ended.stderr.startswith("gearmap: ")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_the_node_is_the_process_that_was_started(start_worker: StartWorker, client: gearmap.Client) -> None:
+    worker = start_worker("-w", "1")
+
+    def ancestors() -> list[int]:
+        import psutil
+
+        return [parent.pid for parent in psutil.Process().parents()]
+
+    assert worker.pid in client.submit(ancestors).result(DEADLINE)
+
+
+def test_nothing_secret_is_in_the_command_line_or_environment_of_a_node(
+    start_worker: StartWorker, key_file: Path
+) -> None:
+    import psutil
+
+    secret = load_key(key_file, "the test").hex()
+    worker = start_worker("-w", "1")
+
+    processes: list[Any] = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
+
+    assert len(processes) > 1
+    for process in processes:
+        assert secret not in " ".join(process.cmdline())
+        assert secret not in str(process.environ())
