@@ -11,6 +11,7 @@ import select
 import selectors
 import socket
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 __all__ = ["Pollable", "Poller", "Waker"]
