@@ -12,7 +12,9 @@ import secrets
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gearmap.config import ServerAddress
 from gearmap.errors import ClusterBroken
@@ -115,15 +117,12 @@ class LocalProcesses:
                 node.wait()
 
     def _start_node(self) -> subprocess.Popen[bytes]:
-        environment = dict(os.environ)
-        # What this process can import, its node can: a checkout that is not installed, for one.
-        package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        known = environment.get("PYTHONPATH", "")
-        environment["PYTHONPATH"] = os.pathsep.join(part for part in (known, package_parent) if part)
         return subprocess.Popen(
             [sys.executable, "-m", "gearmap.runtime.node_main", "0"],
             stdin=subprocess.PIPE,
-            env=environment,
+            env=_node_environment(os.environ),
+            # Python looks for modules in the folder where it is started: a random.py there must not end the node.
+            cwd=os.path.abspath(os.sep),
             # A session of its own: Ctrl-C in our terminal is the client's affair, not the node's.
             start_new_session=True,
         )
@@ -152,3 +151,14 @@ class LocalProcesses:
         """Return one line for people."""
         noun = "worker" if self.workers == 1 else "workers"
         return f"local cluster, {self.workers} {noun}, {self.server_kind} server"
+
+
+def _node_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the node's environment: it must find this gearmap, also in a checkout that is not installed."""
+    parts = [os.path.abspath(part) for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    home = Path(__file__).resolve().parent.parent
+    if home.name not in ("site-packages", "dist-packages"):
+        parts.insert(0, str(home))
+    environment = dict(environ)
+    environment["PYTHONPATH"] = os.pathsep.join(parts)
+    return environment

@@ -79,7 +79,7 @@ def worker_command(
         queues=tuple(dict.fromkeys(check_queue(queue) for queue in queues)) or ("default",),
         name=_check_name(name),
         node_id=make_node_id(),
-        cwd=None if cwd is None else str(cwd.absolute()),
+        cwd=str((cwd or Path.cwd()).absolute()),
         environment=parse_environment(variables),
         quiet=False,
         verbose=verbose,
@@ -133,4 +133,7 @@ def _become_node(config: bytes) -> NoReturn:
     os.write(writing, config)
     os.close(writing)
     os.set_inheritable(reading, True)
+    # Python looks for modules in the folder where it is started: a random.py there must not end the node. Tasks run in
+    # the folder that the configuration names.
+    os.chdir(os.sep)
     os.execv(sys.executable, [*command, str(reading)])

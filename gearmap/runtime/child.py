@@ -22,6 +22,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from gearmap.memory import writable
+
 __all__ = ["COMMIT", "FINAL", "FRAME", "JOB", "READY", "ChildSettings", "Job", "encode_job", "main"]
 
 FRAME = struct.Struct("<cQ")  # kind, length of what follows
@@ -90,6 +92,7 @@ def main(pipe: socket.socket, index: Any, settings: ChildSettings) -> None:
     view = memoryview(index).cast("B").cast("q")
     if settings.cwd is not None:
         os.chdir(settings.cwd)
+        sys.path.append(settings.cwd)  # last: modules there are found, and hide none of Python's own
     try:
         pipe.sendall(FRAME.pack(READY, 0))
         from gearmap.runtime.childrun import Runner
@@ -139,7 +142,7 @@ def _let_go_of_forkserver() -> None:
 
 def _read_job(pipe: socket.socket) -> Job | None:
     """Return the next job, or None at the end of the pipe. A small one is one read and nothing is copied."""
-    data: bytes | bytearray | None = pipe.recv(_FIRST_READ_BYTES)
+    data: bytes | memoryview | None = pipe.recv(_FIRST_READ_BYTES)
     if data and len(data) < _HEAD_BYTES:  # a signal may have cut the read short
         data = _read_more(pipe, data, _HEAD_BYTES)
     if not data:
@@ -152,22 +155,21 @@ def _read_job(pipe: socket.socket) -> Job | None:
         if data is None:
             return None
     view = memoryview(data)
-    sealed: bytearray | memoryview | None = view[start:]
+    sealed: memoryview | None = view[start:]
     sealed_bytes = FRAME.size + length - start
     if len(data) - start < sealed_bytes:
         sealed = _read_more(pipe, view[start:], sealed_bytes)
     return None if sealed is None else Job._make((*marshal.loads(view[_HEAD_BYTES:start]), sealed))
 
 
-def _read_more(pipe: socket.socket, data: bytes | bytearray | memoryview, size: int) -> bytearray | None:
+def _read_more(pipe: socket.socket, data: bytes | memoryview, size: int) -> memoryview | None:
     """Return `size` bytes that begin with `data`, or None at the end of the pipe."""
     got = len(data)
-    whole = bytearray(size)
+    whole = writable(size)
     whole[:got] = data
-    with memoryview(whole) as view:
-        while got < size:
-            count = pipe.recv_into(view[got:])
-            if count == 0:
-                return None
-            got += count
+    while got < size:
+        count = pipe.recv_into(whole[got:])
+        if count == 0:
+            return None
+        got += count
     return whole

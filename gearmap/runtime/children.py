@@ -15,6 +15,7 @@ from ctypes import c_int64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gearmap.memory import writable
 from gearmap.runtime.child import COMMIT, FINAL, FRAME, READY, ChildSettings, main
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ PRELOAD = ("gearmap.runtime.childrun", "multiprocessing.sharedctypes")
 # One read from a child's pipe. Raised: fewer system calls for medium outcomes; lowered: less memory is asked for and
 # given back. What is left of a large outcome is read in place.
 _READ_BYTES = 64 * 1024
+_READS_A_ROUND = 64
 _PIPE_BYTES = 1024 * 1024
 
 # Up to here a job is one write. Raised: more is copied; lowered: more system calls.
@@ -44,7 +46,7 @@ class Ready:
 class Committed:
     """The child committed an outcome."""
 
-    sealed: bytes | bytearray
+    sealed: bytes | memoryview
     final: bool
 
 
@@ -82,7 +84,7 @@ class Child:
         self._outgoing: deque[memoryview] = deque()
         self._head = bytearray()
         self._kind = b""
-        self._body: bytearray | None = None
+        self._body: memoryview | None = None
         self._filled = 0
         self._report_change: Callable[[Child], object] = _nobody_watches
         self._has_rest = False
@@ -175,7 +177,11 @@ class Child:
                 self._outgoing[0] = part[sent:]
 
     def on_readable(self) -> None:
-        self._read_once()
+        # A large outcome is read on while there is more of it: a round of the node for each pipe-full would cost as
+        # much as the copying. The budget keeps one child from holding up the others.
+        budget = _READS_A_ROUND
+        while self._read_once() and self._body is not None and budget:
+            budget -= 1
 
     def _read_once(self) -> bool:
         """Read what is there once; return whether there may be more."""
@@ -198,7 +204,7 @@ class Child:
     def _read_body(self) -> bool:
         assert self._body is not None
         assert self._pipe is not None
-        count = self._pipe.recv_into(memoryview(self._body)[self._filled :])
+        count = self._pipe.recv_into(self._body[self._filled :])
         if count == 0:
             self._close_pipe()
             return False
@@ -224,7 +230,7 @@ class Child:
                     return
                 self._kind, length = FRAME.unpack(self._head)
                 self._head.clear()
-                self._body, self._filled = bytearray(length), 0
+                self._body, self._filled = writable(length), 0
             take = min(len(data), len(self._body) - self._filled)
             self._body[self._filled : self._filled + take] = data[:take]
             self._filled += take
@@ -238,7 +244,7 @@ class Child:
         self._body = None
         self._add_report(self._kind, body)
 
-    def _add_report(self, kind: bytes, body: bytes | bytearray) -> None:
+    def _add_report(self, kind: bytes, body: bytes | memoryview) -> None:
         if kind in (FINAL, COMMIT):
             self._reports.append(Committed(body, kind == FINAL))
         elif kind == READY:

@@ -11,7 +11,6 @@ Rule 3: a job of one call is by far the most frequent; it must not pay for what 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 import socket
@@ -37,7 +36,7 @@ COMMIT_SECONDS = 0.001
 # While a task takes less than TINY_SECONDS, the clock is read once for so many of them: reading it for each would cost
 # as much as the tasks.
 TINY_SECONDS = 0.00001
-TINY_GROUP = 16
+TINY_GROUP = 64
 
 # Functions that a child keeps unpickled, so that what they cache in globals is computed once for a run.
 KEPT_FUNCTIONS = 16
@@ -148,6 +147,8 @@ def _awaited(fn: Callable[..., Any]) -> Callable[..., Any]:
         return fn
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        import asyncio  # only who needs it pays for it
+
         return asyncio.run(fn(*args, **kwargs))
 
     return run

@@ -82,6 +82,8 @@ class PendingFailure(Exception):
         super().__init__()
         self.failure = failure
         self.notes = notes
+        self.rebuilt: BaseException | None = None
+        self.lock = threading.Lock()
 
 
 class Future(concurrent.futures.Future[T]):
@@ -105,8 +107,6 @@ class Future(concurrent.futures.Future[T]):
         self.attempts = 0
         self.worker: str | None = None
         self._on_cancel = on_cancel
-        self._rebuilt: BaseException | None = None
-        self._rebuild_lock = threading.Lock()
 
     def cancel(self) -> bool:
         """Cancel the task if it still waits in this process; one that was sent to a job server is running."""
@@ -176,7 +176,7 @@ class Future(concurrent.futures.Future[T]):
         return wrapped.result()
 
     def _rebuild(self, pending: PendingFailure) -> BaseException:
-        with self._rebuild_lock:
-            if self._rebuilt is None:
-                self._rebuilt = rebuild_exception(pending.failure, notes=pending.notes)
-            return self._rebuilt
+        with pending.lock:
+            if pending.rebuilt is None:
+                pending.rebuilt = rebuild_exception(pending.failure, notes=pending.notes)
+            return pending.rebuilt

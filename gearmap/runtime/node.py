@@ -323,7 +323,7 @@ class Node:
                 self._forget_child(child)
                 self._do(ne.ChildGone(child.number, report.position, report.detail))
 
-    def _on_committed(self, child: Child, sealed: bytes | bytearray, final: bool) -> None:
+    def _on_committed(self, child: Child, sealed: bytes | memoryview, final: bool) -> None:
         index = self._engine.worker_of(child.number)
         work = None if index is None else self._workers[index].work
         if work is None:

@@ -84,14 +84,19 @@ def is_importable(thing: Any) -> bool:
         module_name, qualname = thing.__module__, thing.__qualname__
         if type(module_name) is not str or type(qualname) is not str or module_name == "__main__":
             return False
-        found: Any = sys.modules.get(module_name)
-        if found is None or _is_registered_by_value(module_name):
+        if _is_registered_by_value(module_name):
             return False
-        for name in qualname.split("."):
-            found = getattr(found, name)
+        return _lookup(module_name, qualname) is thing
     except Exception:  # no such name, or a module or metaclass that answers with code of its own
         return False
-    return found is thing
+
+
+def _lookup(module_name: str, qualname: str) -> Any:
+    """What another process finds under these names; raises whatever a module or metaclass answers with."""
+    found: Any = sys.modules[module_name]
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return found
 
 
 def is_imported(module: types.ModuleType) -> bool:
@@ -220,7 +225,8 @@ class _Snapshot:
 
     def __init__(self, states: list[_State], importable: list[Any], *, has_packages: bool) -> None:
         self._states = states
-        self._importable = importable
+        # With the names under which they were found; that these are no modules to go by value is in `_registered`.
+        self._importable = [(thing, thing.__module__, thing.__qualname__) for thing in importable]
         # cloudpickle sends along which submodules of a package were imported; an import since may be one of them.
         self._n_modules = len(sys.modules) if has_packages else None
         self._registered = cloudpickle.list_registry_pickle_by_value()
@@ -234,7 +240,13 @@ class _Snapshot:
             now = _observe(reference(), names)
             if len(now) != len(seen) or not all(map(operator.is_, now, seen)):
                 return False
-        return all(map(is_importable, self._importable))
+        try:
+            for thing, module_name, qualname in self._importable:
+                if _lookup(module_name, qualname) is not thing:
+                    return False
+        except Exception:  # it has gone, or a module or metaclass answers with code of its own
+            return False
+        return True
 
 
 _State = tuple["weakref.ref[Any]", tuple[str, ...], list[Any]]

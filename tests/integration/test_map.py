@@ -418,3 +418,14 @@ def test_a_task_cannot_start_a_cluster_of_its_own(cluster):
 
 def test_the_python_of_the_workers_is_this_one(cluster):
     assert cluster.submit(lambda: sys.version_info[:2]).result() == sys.version_info[:2]
+
+
+def test_files_of_the_callers_folder_named_like_pythons_modules_disturb_nothing(kind, tmp_path, monkeypatch):
+    for name in ("random", "selectors", "uuid", "socket", "json"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not meant')\n")
+    (tmp_path / "gearmap").mkdir()
+    (tmp_path / "gearmap" / "__init__.py").write_text("raise RuntimeError('not meant')\n")
+    monkeypatch.chdir(tmp_path)
+
+    with gearmap.LocalCluster(1, server=kind) as cluster:
+        assert cluster.map(lambda x: (os.getcwd(), x), [1]) == [(str(tmp_path), 1)]
