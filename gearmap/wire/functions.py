@@ -242,6 +242,8 @@ class _Snapshot:
                 return False
         try:
             for thing, module_name, qualname in self._importable:
+                if thing.__qualname__ != qualname or thing.__module__ != module_name:
+                    return False
                 if _lookup(module_name, qualname) is not thing:
                     return False
         except Exception:  # it has gone, or a module or metaclass answers with code of its own
