@@ -35,12 +35,12 @@ def _with_contender(name: str, n_bytes: int) -> dict[str, float]:
     import numpy
 
     with open_contender(name) as contender:
-        contender.submit(identity, numpy.zeros(10)).result()
+        contender.map(identity, [numpy.zeros(10)])
         baseline = _reset_peak()
         array = numpy.arange(n_bytes // 8, dtype=numpy.float64)
 
         def trip() -> None:
-            result = contender.submit(identity, array).result()
+            (result,) = contender.map(identity, [array])
             assert result.nbytes == n_bytes
             assert result[-1] == array[-1]
 

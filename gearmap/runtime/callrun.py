@@ -174,7 +174,8 @@ class CallRun:
             assert isinstance(failure, TaskFailure)
             future.worker, future.attempts = worker, attempts
             times = "" if attempts == 1 else f", attempt {attempts}"
-            future.set_exception(PendingFailure(failure, (f"(task {task}; on {worker}{times})",)))
+            call = f": {failure.call}" if failure.call else ""
+            future.set_exception(PendingFailure(failure, (f"(task {task}{call}; on {worker}{times})",)))
 
     def lost(self, task: int, losses: int, detail: str, worker: str | None) -> None:
         future = self._pop(task)

@@ -11,6 +11,7 @@ Rule 3: a job of one call is by far the most frequent; it must not pay for what 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import socket
@@ -24,7 +25,15 @@ from typing import Any
 from gearmap.runtime.child import COMMIT, FINAL, FRAME, ChildSettings, Job
 from gearmap.wire import envelope
 from gearmap.wire.jobheader import BlockHeader, BlockKind, HeaderMemo, JobHeader
-from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, describe_exception, encode_outcome, encode_results
+from gearmap.wire.outcome import (
+    NotRun,
+    NotRunReason,
+    Outcome,
+    describe_call,
+    describe_exception,
+    encode_outcome,
+    encode_results,
+)
 from gearmap.wire.seal import Sealer
 from gearmap.wire.serializer import loads
 
@@ -106,32 +115,41 @@ class Runner:
         """Run the block's tasks; return the position after them."""
         stop = position + block.n_tasks
         try:
-            calls, call = _calls(fn, block, payloads)
+            calls, call, arguments = _calls(fn, block, payloads)
         except BaseException as error:
             for failed in range(position, stop):
                 committer.failed(failed, error)
             return stop
         committer.starts()
-        _run_tasks(call, calls, position, stop, self._index, committer)
+        _run_tasks(call, calls, position, stop, self._index, committer, lambda item: _shown(fn, arguments, item))
         return stop
 
 
 def _calls(
     fn: Callable[..., Any], block: BlockHeader, payloads: list[Any]
-) -> tuple[Iterator[Any], Callable[[Any], Any]]:
-    """Return the block's selected argument sets, and what to call with each."""
+) -> tuple[Iterator[Any], Callable[[Any], Any], Callable[[Any], tuple[Any, dict[str, Any]]]]:
+    """Return the block's selected argument sets, what to call with each, and how to tell the arguments of one."""
     if block.kind is BlockKind.CALLS:
 
         def call(payload: Any) -> Any:
             args, kwargs = loads(payload)  # here, so that arguments that do not unpickle fail their own task only
             return fn(*args, **kwargs)
 
-        return _selected(iter(payloads), block), call
+        return _selected(iter(payloads), block), call, loads
     value = loads(payloads[0])
     if block.kind is BlockKind.COLUMNS and len(value) == 1:
-        return _selected(iter(value[0]), block), fn
+        return _selected(iter(value[0]), block), fn, lambda item: ((item,), {})
     rows = zip(*value, strict=True) if block.kind is BlockKind.COLUMNS else iter(value)
-    return _selected(rows, block), lambda row: fn(*row)
+    return _selected(rows, block), lambda row: fn(*row), lambda row: (row, {})
+
+
+def _shown(fn: Callable[..., Any], arguments: Callable[[Any], tuple[Any, dict[str, Any]]], item: Any) -> str:
+    """Describe a call that failed; nothing, if its arguments are what failed."""
+    try:
+        args, kwargs = arguments(item)
+    except Exception:
+        return ""
+    return describe_call(fn, args, kwargs)
 
 
 def _selected(values: Iterator[Any], block: BlockHeader) -> Iterator[Any]:
@@ -146,6 +164,7 @@ def _awaited(fn: Callable[..., Any]) -> Callable[..., Any]:
     if not inspect.iscoroutinefunction(fn):
         return fn
 
+    @functools.wraps(fn)
     def run(*args: Any, **kwargs: Any) -> Any:
         import asyncio  # only who needs it pays for it
 
@@ -161,7 +180,7 @@ def _run_single(fn: Callable[..., Any], payload: Any, index: memoryview, committ
         args, kwargs = loads(payload)
         result = fn(*args, **kwargs)
     except BaseException as error:
-        committer.failed(0, error)
+        committer.failed(0, error, _shown(fn, loads, payload))
         return
     index[0] = 1  # beyond the last: what dies from here on is not the task's fault
     committer.hold(0, [result], perf_counter() - began)
@@ -174,9 +193,11 @@ def _run_tasks(
     stop: int,
     index: memoryview,
     committer: _Committer,
+    shown: Callable[[Any], str],
 ) -> None:
     """The hot loop. Everything that is not needed for each task happens once a group."""
     group = 1
+    item: Any = None
     results: list[Any] = []
     first = position
     began = perf_counter()
@@ -189,7 +210,7 @@ def _run_tasks(
                 position += 1
         except BaseException as error:
             committer.commit(first, results, perf_counter() - began)
-            committer.failed(position, error)
+            committer.failed(position, error, shown(item))
             position += 1
             results, first, began = [], position, perf_counter()
             continue
@@ -239,9 +260,9 @@ class _Committer:
                 self._held.append((first, results))
             self._elapsed += elapsed
 
-    def failed(self, position: int, error: BaseException) -> None:
+    def failed(self, position: int, error: BaseException, call: str = "") -> None:
         """Write that a task raised."""
-        self._held_failures.append(describe_exception(error, position))
+        self._held_failures.append(describe_exception(error, position, call=call))
         self._send(final=False)
 
     def cannot_load(self, error: BaseException) -> None:

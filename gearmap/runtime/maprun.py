@@ -237,14 +237,15 @@ class MapRun:
 
     def _rebuild(self, task: int, failure: Any, counts: str) -> BaseException:
         total = self._source.total
-        where = f"task {task}" + ("" if total is None else f" of {total}") + counts
+        where = f"task {task}" + ("" if total is None else f" of {total}")
         if not isinstance(failure, tuple):
             assert isinstance(failure, WorkerLost)
-            return _with_note(failure, f"({where})")
+            return _with_note(failure, f"({where}{counts})")
         described, attempts, worker = failure
         assert isinstance(described, TaskFailure)
         times = "" if attempts == 1 else f", attempt {attempts}"
-        return rebuild_exception(described, notes=(f"({where}; on {worker}{times})",))
+        call = f": {described.call}" if described.call else ""
+        return rebuild_exception(described, notes=(f"({where}{call}; on {worker}{times}{counts})",))
 
     def _counts(self) -> str:
         end = self._end

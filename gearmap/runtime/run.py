@@ -417,14 +417,14 @@ class Run:
         """Give up if no server has ever answered; later losses are waited out."""
         if any(each.was_up or not each.failures for each in self.links):
             return
-        first = self.links[0]
-        names = ", ".join(f"{str(each.address)!r} (from {each.address.origin})" for each in self.links)
-        self.fail(
-            ServerUnavailable(
-                f"no job server answered at {names}: {first.last_reason}; start one: gearmap server"
-                + (f" --host {first.address.host}" if not first.address.is_loopback else "")
+        # The transport names the address; where that came from only the layers above know.
+        told = [
+            str(each.last_reason).replace(
+                repr(str(each.address)), f"{str(each.address)!r} (from {each.address.origin})"
             )
-        )
+            for each in self.links
+        ]
+        self.fail(ServerUnavailable(f"{'; '.join(told)}; start one: gearmap server"))
 
     # ----------------------------------------------------------------------------------------------------- instructions
 

@@ -9,10 +9,11 @@ Rule 2: `rebuild_exception` always gives something to raise: the task's own exce
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,10 +21,11 @@ from gearmap.errors import RemoteError, RemoteTraceback
 from gearmap.wire.framing import Payload
 from gearmap.wire.serializer import loads, try_dumps
 
-__all__ = ["TaskFailure", "describe_exception", "rebuild_exception"]
+__all__ = ["TaskFailure", "describe_call", "describe_exception", "rebuild_exception"]
 
 # Raising them makes headers larger (a chunk may hold thousands of failures); lowering them cuts texts that are read.
 MAX_MESSAGE_CHARS = 4096
+MAX_CALL_CHARS = 240
 MAX_TRACEBACK_CHARS = 65536
 
 _PACKAGE_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -54,6 +56,8 @@ class TaskFailure:
         Its text, shortened.
     traceback
         The traceback as Python prints it, chained exceptions included, without gearmap's own frames; shortened.
+    call
+        The call that raised, with short representations of its arguments; empty if it is not known.
     exception
         The pickled exception, or None if it does not pickle.
     """
@@ -62,10 +66,11 @@ class TaskFailure:
     type_name: str
     message: str
     traceback: str
+    call: str = ""
     exception: Payload | None = field(default=None, repr=False)
 
 
-def describe_exception(error: BaseException, position: int) -> TaskFailure:
+def describe_exception(error: BaseException, position: int, *, call: str = "") -> TaskFailure:
     """Describe what a task raised; never raises itself.
 
     Parameters
@@ -74,6 +79,8 @@ def describe_exception(error: BaseException, position: int) -> TaskFailure:
         Any exception, with the traceback that it has.
     position
         The task, counted from 0 in its job.
+    call
+        What `describe_call` says of the task.
     """
     type_name = _qualified_name(type(error))
     message = _message(error)
@@ -86,8 +93,28 @@ def describe_exception(error: BaseException, position: int) -> TaskFailure:
         type_name=type_name,
         message=_shortened(message, MAX_MESSAGE_CHARS),
         traceback=_shortened(text, MAX_TRACEBACK_CHARS),
+        call=call,
         exception=_pickled(error),
     )
+
+
+def describe_call(fn: object, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+    """Describe a call on one line, whatever its arguments do when they are asked for their text.
+
+    >>> describe_call(pow, (2, "x" * 100), {"mod": 5})
+    "pow(2, 'xxxxxxxxxxxx...xxxxxxxxxxxxx', mod=5)"
+    """
+    shown = [_short_repr(value) for value in args]
+    shown += [f"{name}={_short_repr(value)}" for name, value in kwargs.items()]
+    name = getattr(fn, "__name__", None) or type(fn).__name__
+    return _shortened(f"{name}({', '.join(shown)})", MAX_CALL_CHARS)
+
+
+def _short_repr(value: object) -> str:
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except Exception:
+        return f"<{type(value).__name__}>"
 
 
 def rebuild_exception(failure: TaskFailure, *, notes: Sequence[str] = ()) -> BaseException:

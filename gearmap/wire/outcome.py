@@ -21,7 +21,7 @@ from enum import Enum
 from typing import Any
 
 from gearmap.errors import EnvelopeError, SerializationError
-from gearmap.wire.failure import TaskFailure, describe_exception, rebuild_exception
+from gearmap.wire.failure import TaskFailure, describe_call, describe_exception, rebuild_exception
 from gearmap.wire.framing import Buffer, Payload, frame, unframe
 from gearmap.wire.jsonvalues import (
     Ranges,
@@ -44,6 +44,7 @@ __all__ = [
     "TaskFailure",
     "decode_outcome",
     "decode_results",
+    "describe_call",
     "describe_exception",
     "encode_outcome",
     "encode_results",
@@ -309,6 +310,7 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
                 failure.type_name,
                 failure.message,
                 failure.traceback,
+                failure.call,
                 failure.exception is not None,
             ]
             for failure in outcome.failures
@@ -348,15 +350,16 @@ def _read_failures(rows: Iterable[Any]) -> tuple[tuple[TaskFailure, ...], list[b
     failures: list[TaskFailure] = []
     pickled: list[bool] = []
     for row in rows:
-        if type(row) is not list or len(row) != 5:
-            raise EnvelopeError(f"a failure in a header must be a list of five, got {row!r:.80}")
-        named = dict(zip(("position", "type", "message", "traceback", "pickled"), row, strict=True))
+        if type(row) is not list or len(row) != 6:
+            raise EnvelopeError(f"a failure in a header must be a list of six, got {row!r:.80}")
+        named = dict(zip(("position", "type", "message", "traceback", "call", "pickled"), row, strict=True))
         failures.append(
             TaskFailure(
                 position=read_int(named, "position"),
                 type_name=read_str(named, "type"),
                 message=read_str(named, "message"),
                 traceback=read_str(named, "traceback"),
+                call=read_str(named, "call"),
             )
         )
         pickled.append(read_bool(named, "pickled"))

@@ -208,7 +208,9 @@ def test_the_first_failing_task_raises_its_own_exception(cluster):
     assert isinstance(caught.value.__cause__, gearmap.RemoteTraceback)
     assert "check" in str(caught.value.__cause__)
     told = "".join(getattr(caught.value, "__notes__", [])) + str(caught.value.__cause__)
-    assert "task 17 of 1000" in told
+    assert "task 17 of 1000: check(17)" in told
+    assert "done" in told
+    assert "not run" in told
 
 
 def test_failures_come_back_in_their_places_if_asked_for(cluster):

@@ -70,7 +70,7 @@ def test_a_server_that_sends_garbage_is_refused(key_file):
         message = error_of(f"127.0.0.1:{silent.getsockname()[1]}", key_file)
         thread.join()
 
-    assert "no job server answered" in message
+    assert "which is not accepted" in message
 
 
 def test_a_host_that_does_not_exist_is_named(key_file):

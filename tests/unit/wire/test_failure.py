@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
+import functools
 import sys
 import threading
 
@@ -16,9 +17,11 @@ from gearmap.wire.failure import (
     MAX_MESSAGE_CHARS,
     MAX_TRACEBACK_CHARS,
     TaskFailure,
+    describe_call,
     describe_exception,
     rebuild_exception,
 )
+from gearmap.wire.outcome import Outcome, decode_outcome, encode_outcome
 from gearmap.wire.serializer import dumps
 
 HAS_NOTES = sys.version_info >= (3, 11)
@@ -265,3 +268,26 @@ def test_exception_groups_come_back_with_their_members():
 def test_a_payload_that_is_no_exception_is_not_raised():
     forged = TaskFailure(position=0, type_name="E", message="m", traceback="t", exception=dumps([1]))
     assert "it became a list" in str(rebuild_exception(forged))
+
+
+class Rude:
+    def __repr__(self):
+        raise ValueError("no")
+
+
+def test_a_call_is_described_on_one_line_whatever_its_arguments_do():
+    assert describe_call(divmod, (7, 2), {}) == "divmod(7, 2)"
+    assert describe_call(lambda: 0, (), {"alpha": "a\nb"}) == "<lambda>(alpha='a\\nb')"
+    assert describe_call(functools.partial(max), ([1] * 100,), {}) == "partial([1, 1, 1, 1, 1, 1, ...])"
+    described = describe_call(divmod, (Rude(), "x" * 10_000), {})
+    assert "Rude" in described
+    assert len(described) < 400
+
+
+def test_the_call_travels_with_the_failure():
+    failure = describe_exception(ValueError("x"), 3, call="score(17)")
+    header, body = encode_outcome(Outcome(failures=(failure,)))
+
+    (decoded,) = decode_outcome(header, b"".join(map(bytes, body))).outcome.failures
+
+    assert decoded.call == "score(17)"
