@@ -48,6 +48,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _PYTHON = (sys.version_info[0], sys.version_info[1])
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class BoundOptions:
@@ -395,4 +396,10 @@ def _is_terminal() -> bool:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=2)
+    """Warn as from the line of the user's code that called us."""
+    level = 1
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(text, RuntimeWarning, stacklevel=level)

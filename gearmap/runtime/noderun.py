@@ -18,6 +18,10 @@ __all__ = ["encode_node_config", "run_node"]
 # How long running jobs may go on after SIGTERM before they are given back.
 DRAIN_GRACE = 30.0
 
+# How a node that leaves takes its name along: requests to each job server, and seconds for each.
+FORGET_TRIES = 5
+FORGET_SECONDS = 1.0
+
 
 def encode_node_config(
     *,
@@ -84,11 +88,30 @@ def run_node(config: dict[str, Any], lifeline: int | None) -> int:
         node.watch(_Lifeline(lifeline, node))
     say(_greeting(settings))
     problem = node.run()
+    if lifeline is None:
+        _forget_control_name(settings)
     if problem:
         print(f"gearmap worker: {problem}", file=sys.stderr, flush=True)
         return 1
     say("ended")
     return 0
+
+
+def _forget_control_name(settings: Any) -> None:
+    """Take the name of our control function off the job servers: gearmand never forgets one by itself."""
+    from gearmap.core.names import control_name
+    from gearmap.errors import GearmapError
+    from gearmap.transport.admin import drop_function
+
+    name = control_name(settings.node_id, settings.key_id)
+    for server in settings.servers:
+        try:
+            # The server may still be closing our connections; then it refuses, and is asked again.
+            for _ in range(FORGET_TRIES):
+                if drop_function(server, name, timeout=FORGET_SECONDS):
+                    break
+        except GearmapError:
+            continue  # it is away, and has forgotten more than a name
 
 
 def _say(line: str) -> None:

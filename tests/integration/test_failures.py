@@ -108,6 +108,8 @@ def test_a_draining_node_finishes_its_job_takes_nothing_new_and_ends_well(
 
     assert running.result(30) == "finished"
     assert node.process.wait(10) == 0
+    names = [row.function for row in admin.server_status((server.host, server.port), 5.0)]
+    assert not node_ids(names, seal.key_id(bytes.fromhex(key_file.read_text().strip())))
     assert not waiting.done()
     start_node(server)
     assert waiting.result(30) == 1
@@ -226,10 +228,11 @@ def test_missing_workers_are_said_within_seconds_and_a_late_one_is_used(kind, st
     client = connect(server)
 
     with (
-        pytest.warns(RuntimeWarning, match=r"no worker serves queue 'default'.*2 serve 'other'"),
+        pytest.warns(RuntimeWarning, match=r"no worker serves queue 'default'.*2 serve 'other'") as told,
         pytest.raises(gearmap.RunTimeout),
     ):
         client.map(abs, [-1], timeout=4)
+    assert told[0].filename == __file__  # it points at the caller
 
     future = client.submit(abs, -1)
     start_node(server)
