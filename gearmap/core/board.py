@@ -60,11 +60,17 @@ class TaskBoard:
 
     def open_ranges(self, start: int, stop: int) -> list[TaskRange]:
         """Return the parts of `start .. stop` that are not settled, in order."""
-        return [match.span() for match in _OPEN_RUN.finditer(self._states, start, stop)]
+        return self._runs(_OPEN_RUN, SENT, start, stop)
 
     def waiting_ranges(self, start: int, stop: int) -> list[TaskRange]:
         """Return the parts of `start .. stop` that are not sent, in order."""
-        return [match.span() for match in _WAITING_RUN.finditer(self._states, start, stop)]
+        return self._runs(_WAITING_RUN, WAITING, start, stop)
+
+    def _runs(self, pattern: re.Pattern[bytes], usual: int, start: int, stop: int) -> list[TaskRange]:
+        # Nearly always all of them are in the usual state; counting is ten times as fast as matching.
+        if 0 < stop - start == self._states.count(usual, start, stop):
+            return [(start, stop)]
+        return [match.span() for match in pattern.finditer(self._states, start, stop)]
 
     def blocks(self, start: int) -> Iterator[Block]:
         """Yield the live blocks from the one that holds task `start` on; nothing may be settled meanwhile."""

@@ -28,7 +28,7 @@ TAIL_SPLITS = 3
 
 # A chunk grows at most by this factor over the largest one measured. Raised: faster start for tiny tasks; lowered:
 # less harm when the first tasks were shorter than the rest.
-GROWTH = 32
+GROWTH = 64
 
 # Arguments in one job, by their pickled size. Raised: fewer jobs for medium data; lowered: less memory in job servers.
 TARGET_BYTES = 4 * 1024 * 1024
