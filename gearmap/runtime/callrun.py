@@ -13,10 +13,11 @@ from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
-from gearmap.errors import ClusterBroken, GearmapError, WorkerLost
+from gearmap.errors import ClusterBroken, GearmapError
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, ResultShare
 from gearmap.runtime.run import Place, Run
+from gearmap.runtime.wording import failure_note, worker_lost
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.outcome import TaskFailure
 
@@ -75,10 +76,6 @@ class CallRun:
             self._driver.post(self._take)
         return future
 
-    def finish(self) -> None:
-        """Take nothing more; what was submitted goes on."""
-        self._driver.post(self._finish)
-
     def _on_cancel(self, task: int) -> None:
         self._driver.post(lambda: self._drop(task))
 
@@ -90,11 +87,6 @@ class CallRun:
             self._run.feeder = self
             self._driver.add(self._run)
         self.feed(saturated=True)
-
-    def _finish(self) -> None:
-        if self._run is not None:
-            self.feed(saturated=True)
-            self._run.tell(ev.InputEnded())
 
     @property
     def has_more(self) -> bool:
@@ -173,17 +165,13 @@ class CallRun:
         if future is not None:
             assert isinstance(failure, TaskFailure)
             future.worker, future.attempts = worker, attempts
-            times = "" if attempts == 1 else f", attempt {attempts}"
-            call = f": {failure.call}" if failure.call else ""
-            future.set_exception(PendingFailure(failure, (f"(task {task}{call}; on {worker}{times})",)))
+            note = failure_note(f"task {task}", failure, attempts=attempts, worker=worker)
+            future.set_exception(PendingFailure(failure, (note,)))
 
     def lost(self, task: int, losses: int, detail: str, worker: str | None) -> None:
         future = self._pop(task)
         if future is not None:
-            on = "" if worker is None else f", last on {worker}"
-            times = "once" if losses == 1 else f"{losses} times"
-            message = f"task {task} took its worker with it {times}: {detail}{on}"
-            future.set_exception(WorkerLost(message, task_index=task, attempts=losses, worker=worker))
+            future.set_exception(worker_lost(task, losses, detail, worker))
 
     def broken(self, error: GearmapError) -> None:
         with self._lock:

@@ -11,8 +11,6 @@ Rule 3: a job of one call is by far the most frequent; it must not pay for what 
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 import socket
 import sys
@@ -23,6 +21,7 @@ from time import perf_counter
 from typing import Any
 
 from gearmap.runtime.child import COMMIT, FINAL, FRAME, ChildSettings, Job
+from gearmap.runtime.coroutines import awaited
 from gearmap.wire import envelope
 from gearmap.wire.jobheader import BlockHeader, BlockKind, HeaderMemo, JobHeader
 from gearmap.wire.outcome import (
@@ -104,7 +103,7 @@ class Runner:
 
     def _load(self, header: JobHeader, payload: Any) -> Callable[..., Any]:
         """Unpickle the job's function, once for a run."""
-        fn = self._functions[header.run, header.function_digest] = _awaited(loads(payload))
+        fn = self._functions[header.run, header.function_digest] = awaited(loads(payload))
         if len(self._functions) > KEPT_FUNCTIONS:
             self._functions.popitem(last=False)
         return fn
@@ -157,20 +156,6 @@ def _selected(values: Iterator[Any], block: BlockHeader) -> Iterator[Any]:
         return values
     rows = list(values)
     return (row for low, high in block.run for row in rows[low:high])
-
-
-def _awaited(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `fn`, or for a coroutine function one that runs it to its end."""
-    if not inspect.iscoroutinefunction(fn):
-        return fn
-
-    @functools.wraps(fn)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        import asyncio  # only who needs it pays for it
-
-        return asyncio.run(fn(*args, **kwargs))
-
-    return run
 
 
 def _run_single(fn: Callable[..., Any], payload: Any, index: memoryview, committer: _Committer) -> None:

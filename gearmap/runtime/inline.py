@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gearmap.runtime.coroutines import awaited
 from gearmap.runtime.futures import Future
 from gearmap.wire.serializer import dump_function, dumps, loads
 
@@ -14,11 +13,7 @@ __all__ = ["run_inline", "submit_inline"]
 
 
 def _load_function(fn: Callable[..., Any]) -> Callable[..., Any]:
-    loaded: Callable[..., Any] = loads(dump_function(fn))
-    if not inspect.iscoroutinefunction(loaded):
-        return loaded
-    coroutine_function: Callable[..., Any] = loaded
-    return lambda *args, **kwargs: asyncio.run(coroutine_function(*args, **kwargs))
+    return awaited(loads(dump_function(fn)))
 
 
 def _call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], task: int) -> Any:

@@ -20,6 +20,7 @@ from gearmap.errors import GearmapError, RunTimeout, SerializationError, WorkerL
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.run import Place, Run
+from gearmap.runtime.wording import failure_note, worker_lost
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
 from gearmap.wire.serializer import dumps
@@ -243,9 +244,8 @@ class MapRun:
             return _with_note(failure, f"({where}{counts})")
         described, attempts, worker = failure
         assert isinstance(described, TaskFailure)
-        times = "" if attempts == 1 else f", attempt {attempts}"
-        call = f": {described.call}" if described.call else ""
-        return rebuild_exception(described, notes=(f"({where}{call}; on {worker}{times}{counts})",))
+        note = failure_note(where, described, attempts=attempts, worker=worker, counts=counts)
+        return rebuild_exception(described, notes=(note,))
 
     def _counts(self) -> str:
         end = self._end
@@ -288,16 +288,8 @@ class MapRun:
             self._failures.append((task, (failure, attempts, worker)))
 
     def lost(self, task: int, losses: int, detail: str, worker: str | None) -> None:
-        on = "" if worker is None else f", last on {worker}"
-        times = "once" if losses == 1 else f"{losses} times"
-        error = WorkerLost(
-            f"task {task} took its worker with it {times}: {detail}{on}",
-            task_index=task,
-            attempts=losses,
-            worker=worker,
-        )
         with self._condition:
-            self._failures.append((task, error))
+            self._failures.append((task, worker_lost(task, losses, detail, worker)))
 
     def broken(self, error: GearmapError) -> None:
         with self._condition:

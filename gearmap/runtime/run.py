@@ -120,7 +120,6 @@ class RunSettings:
     session_key: bytes = field(repr=False)
     priority: str = "normal"
     feeds: Hashable = None
-    lasts: bool = False
 
 
 class Run:
