@@ -313,16 +313,8 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
 
     # --------------------------------------------------------------------------------------- other answers
 
-    def recv_status_res_unique(
-        self,
-        unique: Payload,
-        known: Payload,
-        running: Payload,
-        numerator: Payload,
-        denominator: Payload,
-        clients: Payload,
-    ) -> None:
-        self._emit(unique_status(unique, known, running, numerator, denominator, clients))
+    def recv_status_res_unique(self, *fields: Payload) -> None:
+        self._emit(unique_status(*fields))
 
     def recv_status_res(self, *fields: Payload) -> None:
         """Never asked for; gearman3's own method would fail on a handle that it does not know."""

@@ -149,16 +149,8 @@ class WorkerHandler(Greeting, GearmanWorkerCommandHandler):  # type: ignore[misc
     ) -> None:
         self.recv_job_assign_uniq(job_handle, task, unique, data)
 
-    def recv_status_res_unique(
-        self,
-        unique: Payload,
-        known: Payload,
-        running: Payload,
-        numerator: Payload,
-        denominator: Payload,
-        clients: Payload,
-    ) -> None:
-        self._owner.emit(unique_status(unique, known, running, numerator, denominator, clients))
+    def recv_status_res_unique(self, *fields: Payload) -> None:
+        self._owner.emit(unique_status(*fields))
 
     def recv_error(self, error_code: Payload, error_text: Payload) -> None:
         """A job that the server no longer knows: it was cancelled, or requeued by a server that restarted."""
