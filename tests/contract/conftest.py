@@ -7,43 +7,18 @@ with options. Both run once per kind.
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
 from packets import RawConnection
+from programs import KINDS, require_kind
 
-from gearmap.jobserver.process import ServerProcess, find_gearmand, start_job_server
-
-KINDS = ("embedded", "gearmand")
+from gearmap.jobserver.process import ServerProcess, start_job_server
 
 StartServer = Callable[..., ServerProcess]
 Connect = Callable[[], RawConnection]
 
 _names = itertools.count()
-
-
-def missing(what: str) -> None:
-    """Skip where a program is not installed; fail where it has to be."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{what} is not installed, and CI is set")
-    pytest.skip(f"{what} is not installed")
-
-
-def require_kind(kind: str) -> None:
-    """Skip or fail if the server of this kind cannot be started."""
-    if kind == "gearmand" and find_gearmand() is None:
-        missing("gearmand")
-
-
-def require_tool(name: str) -> str:
-    """Return the path of a program of gearman-tools; skip or fail without it."""
-    path = shutil.which(name)
-    if path is None:
-        missing(name)
-        raise AssertionError
-    return path
 
 
 @pytest.fixture(scope="session")

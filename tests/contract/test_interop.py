@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 from allowed_differences import expected
-from conftest import require_tool
 from packets import SUBMIT_JOB_BG, SUBMIT_JOB_HIGH, SUBMIT_JOB_LOW, WORK_COMPLETE, WORK_DATA, WORK_FAIL
+from programs import require_tool
 
 DEADLINE = 30
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import KINDS, require_kind
 from packets import ECHO_REQ, ECHO_RES, RawConnection
+from programs import KINDS, require_kind
 
 from gearmap.errors import ConfigurationError, ServerUnavailable
 from gearmap.jobserver import process as module

@@ -5,73 +5,28 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from integration_support import is_alive, lane_of, wait_until, workers_of
+from programs import KINDS, require_kind
 
 import gearmap
-from gearmap.core.names import Lane
-from gearmap.jobserver.process import ServerProcess, find_gearmand, start_job_server
+from gearmap.jobserver.process import ServerProcess, start_job_server
 from gearmap.keyfile import make_key
 from gearmap.runtime.noderun import encode_node_config
-from gearmap.transport import admin
-from gearmap.wire import seal
-
-KINDS = ("embedded", "gearmand")
-
-# How long anything may take before the test gives up (seconds); generous, for a busy machine.
-DEADLINE = 30.0
-
-
-def require(kind: str) -> None:
-    """Skip without gearmand; fail where it has to be there."""
-    if kind == "gearmand" and find_gearmand() is None:
-        if os.environ.get("CI"):
-            pytest.fail("gearmand is not installed, and CI is set")
-        pytest.skip("gearmand is not installed")
-
-
-def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:
-    """Wait until something outside of our control is so."""
-    until = time.monotonic() + deadline
-    while not condition():
-        if time.monotonic() > until:
-            pytest.fail(f"{what}: not within {deadline} s")
-        time.sleep(0.01)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def lane_of(key_file: Path, queue: str = "default") -> str:
-    """The function name that nodes of this Python and key serve."""
-    secret = bytes.fromhex(key_file.read_text().strip())
-    return Lane(queue, (sys.version_info[0], sys.version_info[1]), seal.key_id(secret)).name
-
-
-def workers_of(server: ServerProcess, function: str) -> int:
-    """How many workers a job server lists for a function."""
-    rows = admin.server_status((server.host, server.port), 5.0)
-    return {row.function: row.workers for row in rows}.get(function, 0)
 
 
 @pytest.fixture(scope="session", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Each kind of job server in turn."""
-    require(request.param)
+    require_kind(request.param)
     return str(request.param)
 
 

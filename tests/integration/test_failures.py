@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import KINDS, is_alive, lane_of, require, wait_until, workers_of
+from integration_support import is_alive, lane_of, wait_until, workers_of
+from programs import KINDS, require_kind
 
 import gearmap
 from gearmap.core.names import control_name, node_ids
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.fixture(autouse=True)
 def _has_server(kind):
-    require(kind)
+    require_kind(kind)
 
 
 def in_background(call):

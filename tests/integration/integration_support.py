@@ -1,0 +1,48 @@
+"""What integration tests ask of processes, servers and time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gearmap.core.names import Lane
+from gearmap.jobserver.process import ServerProcess
+from gearmap.transport import admin
+from gearmap.wire import seal
+
+# How long anything may take before the test gives up (seconds); generous, for a busy machine.
+DEADLINE = 30.0
+
+
+def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:
+    """Wait until something outside of our control is so."""
+    until = time.monotonic() + deadline
+    while not condition():
+        if time.monotonic() > until:
+            pytest.fail(f"{what}: not within {deadline} s")
+        time.sleep(0.01)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def lane_of(key_file: Path, queue: str = "default") -> str:
+    """The function name that nodes of this Python and key serve."""
+    secret = bytes.fromhex(key_file.read_text().strip())
+    return Lane(queue, (sys.version_info[0], sys.version_info[1]), seal.key_id(secret)).name
+
+
+def workers_of(server: ServerProcess, function: str) -> int:
+    """How many workers a job server lists for a function."""
+    rows = admin.server_status((server.host, server.port), 5.0)
+    return {row.function: row.workers for row in rows}.get(function, 0)
