@@ -10,34 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any
 
-__all__ = [
-    "AnswerNotRun",
-    "AskClients",
-    "ChildGone",
-    "ChildReady",
-    "ClientsCounted",
-    "Drain",
-    "Exit",
-    "Finish",
-    "Forward",
-    "JobGone",
-    "JobTaken",
-    "KillChild",
-    "NodeEngine",
-    "NodeReason",
-    "OutcomeCommitted",
-    "OutcomeFinal",
-    "Pause",
-    "RunJob",
-    "SendBeat",
-    "Start",
-    "StartChild",
-    "StopExecution",
-    "Tick",
-]
+from gearmap.core import node_events as ne
+
+__all__ = ["NodeEngine"]
 
 # First sign of an execution, so that a short job costs no beat at all; also the longest time that a finished outcome
 # waits in the node. Raised: fewer packets; lowered: progress that is seen sooner.
@@ -56,193 +33,6 @@ AVOID_DELAY = 0.2
 # Children that die before they were ready, in a row, before the node gives up.
 MAX_FAILED_STARTS = 5
 
-
-class NodeReason(Enum):
-    """Why the node answers a job itself."""
-
-    AVOIDED = "avoided"
-    EXPIRED = "expired"
-    DRAINING = "draining"
-    STOPPED = "stopped"
-    CHILD_DIED = "child died"
-
-
-# ------------------------------------------------------------------------------------------------------------- inputs
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The node begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChildReady:
-    """A child answers."""
-
-    child: int
-
-
-@dataclass(frozen=True, slots=True)
-class ChildGone:
-    """A child was reaped and its pipe is empty. `position` is the task that it was at, if it was at one."""
-
-    child: int
-    position: int | None
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobTaken:
-    """A worker was given a job whose header opened."""
-
-    worker: int
-    execution: bytes
-    foreground: bool = True
-    avoided: bool = False
-    expired: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class JobGone:
-    """The connection that assigned the worker's job is lost: the job is somebody else's now."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeCommitted:
-    """A child committed outcomes, not the last."""
-
-    child: int
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeFinal:
-    """A child committed its last outcome of the execution."""
-
-    child: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClientsCounted:
-    """The job server said how many clients wait for the worker's execution."""
-
-    worker: int
-    execution: bytes
-    clients: int
-
-
-@dataclass(frozen=True, slots=True)
-class StopExecution:
-    """Somebody with the key wants an execution stopped."""
-
-    execution: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Take nothing new; give back after `grace` seconds what still runs then."""
-
-    grace: float
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-# ------------------------------------------------------------------------------------------------------- instructions
-
-
-@dataclass(frozen=True, slots=True)
-class StartChild:
-    """Start a child process under this number."""
-
-    child: int
-
-
-@dataclass(frozen=True, slots=True)
-class KillChild:
-    """Kill a child and its process group."""
-
-    child: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunJob:
-    """Hand the worker's job to a child."""
-
-    worker: int
-    child: int
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """Send on what the worker's child has committed."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Send what the worker's child has committed as the job's completion."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerNotRun:
-    """Complete the worker's job with what was committed and a NOT_RUN for the rest."""
-
-    worker: int
-    reason: NodeReason
-    charged: int | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SendBeat:
-    """Say that the worker's execution goes on."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class AskClients:
-    """Ask the job server that assigned the worker's job how many clients wait for it."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """No worker takes a job any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """The node is done; `problem` is empty if all is well."""
-
-    problem: str = ""
-
-
-Input: TypeAlias = (
-    Start
-    | ChildReady
-    | ChildGone
-    | JobTaken
-    | JobGone
-    | OutcomeCommitted
-    | OutcomeFinal
-    | ClientsCounted
-    | StopExecution
-    | Drain
-    | Tick
-)
-Instruction: TypeAlias = (
-    StartChild | KillChild | RunJob | Forward | Finish | AnswerNotRun | SendBeat | AskClients | Pause | Exit
-)
-
 _NEVER = float("inf")
 
 
@@ -258,7 +48,7 @@ class _Execution:
     next_ask: float = _NEVER
     give_back_at: float = _NEVER
     nobody_waits: int = 0
-    stopping: NodeReason | None = None
+    stopping: ne.NodeReason | None = None
 
     @property
     def deadline(self) -> float:
@@ -292,18 +82,18 @@ class NodeEngine:
         self._draining = False
         self._give_back_all_at = _NEVER
         self._exited = False
-        self._handlers: dict[type, Callable[[Any, float, list[Instruction]], None]] = {
-            Start: self._on_start,
-            ChildReady: self._on_child_ready,
-            ChildGone: self._on_child_gone,
-            JobTaken: self._on_job,
-            JobGone: self._on_job_gone,
-            OutcomeCommitted: self._on_committed,
-            OutcomeFinal: self._on_final,
-            ClientsCounted: self._on_clients,
-            StopExecution: self._on_stop,
-            Drain: self._on_drain,
-            Tick: self._on_tick,
+        self._handlers: dict[type, Callable[[Any, float, list[ne.Instruction]], None]] = {
+            ne.Start: self._on_start,
+            ne.ChildReady: self._on_child_ready,
+            ne.ChildGone: self._on_child_gone,
+            ne.JobTaken: self._on_job,
+            ne.JobGone: self._on_job_gone,
+            ne.OutcomeCommitted: self._on_committed,
+            ne.OutcomeFinal: self._on_final,
+            ne.ClientsCounted: self._on_clients,
+            ne.StopExecution: self._on_stop,
+            ne.Drain: self._on_drain,
+            ne.Tick: self._on_tick,
         }
 
     @property
@@ -325,9 +115,9 @@ class NodeEngine:
         """Return whose execution a child runs, or None."""
         return self._workers_of.get(child)
 
-    def handle(self, event: Input, now: float) -> list[Instruction]:
+    def handle(self, event: ne.Input, now: float) -> list[ne.Instruction]:
         """Take in one event; return what to do."""
-        out: list[Instruction] = []
+        out: list[ne.Instruction] = []
         if self._exited:
             return out
         self._handlers[type(event)](event, now, out)
@@ -335,24 +125,24 @@ class NodeEngine:
             self._on_time(now, out)
         if self._draining and not self._busy and not self._exited:
             self._exited = True
-            out.append(Exit())
+            out.append(ne.Exit())
         return out
 
-    def _on_start(self, event: Start, now: float, out: list[Instruction]) -> None:
+    def _on_start(self, event: ne.Start, now: float, out: list[ne.Instruction]) -> None:
         self._refill(out)
 
-    def _on_stop(self, event: StopExecution, now: float, out: list[Instruction]) -> None:
+    def _on_stop(self, event: ne.StopExecution, now: float, out: list[ne.Instruction]) -> None:
         for execution in self._executions:
             if execution is not None and execution.id == event.execution:
-                self._stop(execution, NodeReason.STOPPED, now, out)
+                self._stop(execution, ne.NodeReason.STOPPED, now, out)
 
-    def _on_drain(self, event: Drain, now: float, out: list[Instruction]) -> None:
+    def _on_drain(self, event: ne.Drain, now: float, out: list[ne.Instruction]) -> None:
         self._draining = True
         self._give_back_all_at = min(self._give_back_all_at, now + event.grace)
         self._next_look = min(self._next_look, self._give_back_all_at)
-        out.append(Pause())
+        out.append(ne.Pause())
 
-    def _on_tick(self, event: Tick, now: float, out: list[Instruction]) -> None:
+    def _on_tick(self, event: ne.Tick, now: float, out: list[ne.Instruction]) -> None:
         """Nothing but the time: `handle` looks at that after every event."""
 
     # ------------------------------------------------------------------------------------------------------ executions
@@ -370,16 +160,16 @@ class NodeEngine:
 
     # ------------------------------------------------------------------------------------------------------- children
 
-    def _refill(self, out: list[Instruction]) -> None:
+    def _refill(self, out: list[ne.Instruction]) -> None:
         """Start children until every worker has one and the spares are there."""
         wanted = self._child_of.count(None) + self._spares - len(self._idle) - len(self._starting)
         for _ in range(wanted if not self._draining else 0):
             child = self._next_child
             self._next_child += 1
             self._starting.add(child)
-            out.append(StartChild(child))
+            out.append(ne.StartChild(child))
 
-    def _on_child_ready(self, event: ChildReady, now: float, out: list[Instruction]) -> None:
+    def _on_child_ready(self, event: ne.ChildReady, now: float, out: list[ne.Instruction]) -> None:
         child = event.child
         if child not in self._starting:
             return
@@ -388,7 +178,7 @@ class NodeEngine:
         self._idle.append(child)
         self._place_children(out)
 
-    def _place_children(self, out: list[Instruction]) -> None:
+    def _place_children(self, out: list[ne.Instruction]) -> None:
         """Give idle children to workers without one: those with a job first."""
         lacking = [worker for worker, child in enumerate(self._child_of) if child is None]
         lacking.sort(key=lambda worker: self._executions[worker] is None)
@@ -398,16 +188,16 @@ class NodeEngine:
             self._child_of[worker] = self._idle.pop(0)
             self._run(worker, out)
 
-    def _run(self, worker: int, out: list[Instruction]) -> None:
+    def _run(self, worker: int, out: list[ne.Instruction]) -> None:
         """Hand a worker's job to its child, if there are both."""
         execution, child = self._executions[worker], self._child_of[worker]
         if execution is None or child is None or execution.child is not None or execution.give_back_at != _NEVER:
             return
         execution.child = child
         self._workers_of[child] = worker
-        out.append(RunJob(worker, child))
+        out.append(ne.RunJob(worker, child))
 
-    def _on_child_gone(self, event: ChildGone, now: float, out: list[Instruction]) -> None:
+    def _on_child_gone(self, event: ne.ChildGone, now: float, out: list[ne.Instruction]) -> None:
         child = event.child
         worker = self._workers_of.get(child)
         if child in self._starting:
@@ -422,33 +212,33 @@ class NodeEngine:
             self._after_death(worker, event, out)
         self._part_with(child, out)
 
-    def _give_up(self, problem: str, out: list[Instruction]) -> None:
+    def _give_up(self, problem: str, out: list[ne.Instruction]) -> None:
         """End the node. A job that it still has is given back, not left to the loss of the connection."""
         for worker in range(len(self._executions)):
             execution = self._end(worker)
             if execution is not None:
-                out.append(AnswerNotRun(worker, execution.stopping or NodeReason.DRAINING))
+                out.append(ne.AnswerNotRun(worker, execution.stopping or ne.NodeReason.DRAINING))
         self._exited = True
-        out.append(Exit(problem))
+        out.append(ne.Exit(problem))
 
-    def _after_death(self, worker: int, event: ChildGone, out: list[Instruction]) -> None:
+    def _after_death(self, worker: int, event: ne.ChildGone, out: list[ne.Instruction]) -> None:
         execution = self._end(worker)
         assert execution is not None
         if execution.stopping is not None:
-            out.append(AnswerNotRun(worker, execution.stopping))
+            out.append(ne.AnswerNotRun(worker, execution.stopping))
         else:
-            out.append(AnswerNotRun(worker, NodeReason.CHILD_DIED, event.position, event.detail))
+            out.append(ne.AnswerNotRun(worker, ne.NodeReason.CHILD_DIED, event.position, event.detail))
 
     # ----------------------------------------------------------------------------------------------------------- jobs
 
-    def _on_job(self, event: JobTaken, now: float, out: list[Instruction]) -> None:
+    def _on_job(self, event: ne.JobTaken, now: float, out: list[ne.Instruction]) -> None:
         self._end(event.worker)
         if event.expired:
-            out.append(AnswerNotRun(event.worker, NodeReason.EXPIRED))
+            out.append(ne.AnswerNotRun(event.worker, ne.NodeReason.EXPIRED))
             return
         if self._draining:
             # It was on its way when the workers were paused. Run, it could outlive the grace that is over by now.
-            out.append(AnswerNotRun(event.worker, NodeReason.DRAINING))
+            out.append(ne.AnswerNotRun(event.worker, ne.NodeReason.DRAINING))
             return
         execution = _Execution(event.execution, event.foreground, None)
         if event.avoided:
@@ -463,47 +253,47 @@ class NodeEngine:
             self._next_look = first_look
         self._run(event.worker, out)
 
-    def _on_job_gone(self, event: JobGone, now: float, out: list[Instruction]) -> None:
+    def _on_job_gone(self, event: ne.JobGone, now: float, out: list[ne.Instruction]) -> None:
         execution = self._end(event.worker)
         if execution is not None and execution.child is not None and execution.stopping is None:
-            out.append(KillChild(execution.child))
+            out.append(ne.KillChild(execution.child))
             self._part_with(execution.child, out)
 
-    def _part_with(self, child: int, out: list[Instruction]) -> None:
+    def _part_with(self, child: int, out: list[ne.Instruction]) -> None:
         """Take a child that is dead or dying from its worker, so that no new job goes to it."""
         self._child_of = [None if held == child else held for held in self._child_of]
         self._refill(out)
         self._place_children(out)
 
-    def _on_committed(self, event: OutcomeCommitted, now: float, out: list[Instruction]) -> None:
+    def _on_committed(self, event: ne.OutcomeCommitted, now: float, out: list[ne.Instruction]) -> None:
         worker = self._workers_of.get(event.child)
         execution = None if worker is None else self._executions[worker]
         if execution is not None:
             execution.next_forward = min(execution.next_forward, now + FIRST_BEAT)
             self._next_look = min(self._next_look, execution.next_forward)
 
-    def _on_final(self, event: OutcomeFinal, now: float, out: list[Instruction]) -> None:
+    def _on_final(self, event: ne.OutcomeFinal, now: float, out: list[ne.Instruction]) -> None:
         worker = self._workers_of.get(event.child)
         if worker is not None:
             self._end(worker)
-            out.append(Finish(worker))
+            out.append(ne.Finish(worker))
 
-    def _on_clients(self, event: ClientsCounted, now: float, out: list[Instruction]) -> None:
+    def _on_clients(self, event: ne.ClientsCounted, now: float, out: list[ne.Instruction]) -> None:
         execution = self._executions[event.worker]
         if execution is None or execution.id != event.execution or not execution.foreground:
             return
         execution.nobody_waits = 0 if event.clients else execution.nobody_waits + 1
         if execution.nobody_waits >= 2:
-            self._stop(execution, NodeReason.STOPPED, now, out)
+            self._stop(execution, ne.NodeReason.STOPPED, now, out)
 
-    def _stop(self, execution: _Execution, reason: NodeReason, now: float, out: list[Instruction]) -> None:
+    def _stop(self, execution: _Execution, reason: ne.NodeReason, now: float, out: list[ne.Instruction]) -> None:
         """Stop an execution: by its child's death, or at once if no child has it."""
         if execution.stopping is not None:
             return
         execution.stopping = reason
         execution.next_ask = execution.next_beat = execution.next_forward = _NEVER
         if execution.child is not None:
-            out.append(KillChild(execution.child))
+            out.append(ne.KillChild(execution.child))
             self._part_with(execution.child, out)
         else:
             execution.give_back_at = now
@@ -511,26 +301,26 @@ class NodeEngine:
 
     # ----------------------------------------------------------------------------------------------------------- time
 
-    def _on_time(self, now: float, out: list[Instruction]) -> None:
+    def _on_time(self, now: float, out: list[ne.Instruction]) -> None:
         """Do what is due, and find out what is due next."""
         for worker, execution in enumerate(self._executions):
             if execution is None:
                 continue
             if now >= self._give_back_all_at:
-                self._stop(execution, NodeReason.DRAINING, now, out)
+                self._stop(execution, ne.NodeReason.DRAINING, now, out)
             if now >= execution.give_back_at:
                 self._end(worker)
-                out.append(AnswerNotRun(worker, execution.stopping or NodeReason.AVOIDED))
+                out.append(ne.AnswerNotRun(worker, execution.stopping or ne.NodeReason.AVOIDED))
                 continue
             if now >= execution.next_forward:
                 execution.next_forward = _NEVER
-                out.append(Forward(worker))
+                out.append(ne.Forward(worker))
             if now >= execution.next_beat:
                 execution.next_beat = now + BEAT_INTERVAL
-                out.append(SendBeat(worker))
+                out.append(ne.SendBeat(worker))
             if now >= execution.next_ask:
                 execution.next_ask = now + ASK_INTERVAL
-                out.append(AskClients(worker))
+                out.append(ne.AskClients(worker))
         if now >= self._give_back_all_at:
             self._give_back_all_at = _NEVER
         waiting = (execution.deadline for execution in self._executions if execution is not None)

@@ -20,8 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gearmap.core import node_engine as ne
+from gearmap.core import node_events as ne
 from gearmap.core.names import Lane, control_name
+from gearmap.core.node_engine import NodeEngine
 from gearmap.errors import WireError
 from gearmap.runtime.child import ChildSettings
 from gearmap.runtime.children import Child, Committed, Ended, Ready, child_context
@@ -121,7 +122,7 @@ class Node:
         self.settings = settings
         self._report = report
         self._verbose = verbose
-        self._engine = ne.NodeEngine(workers=settings.workers)
+        self._engine = NodeEngine(workers=settings.workers)
         self._poller = Poller()
         self._waker = Waker()
         self._context = child_context()

@@ -19,6 +19,9 @@ from gearmap.core.node_engine import (
     BEAT_INTERVAL,
     FIRST_BEAT,
     MAX_FAILED_STARTS,
+    NodeEngine,
+)
+from gearmap.core.node_events import (
     AnswerNotRun,
     AskClients,
     ChildGone,
@@ -33,7 +36,6 @@ from gearmap.core.node_engine import (
     JobGone,
     JobTaken,
     KillChild,
-    NodeEngine,
     NodeReason,
     OutcomeCommitted,
     OutcomeFinal,

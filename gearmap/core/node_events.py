@@ -1,0 +1,227 @@
+"""What goes into the node engine and what comes out of it.
+
+Law of the file: frozen values only. An *input* says what happened; an *instruction* says what to do next. The node
+carries instructions out and reports what happened; it decides nothing.
+
+Workers and children are numbered from 0. A *position* counts the tasks of a job from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+__all__ = [
+    "AnswerNotRun",
+    "AskClients",
+    "ChildGone",
+    "ChildReady",
+    "ClientsCounted",
+    "Drain",
+    "Exit",
+    "Finish",
+    "Forward",
+    "Input",
+    "Instruction",
+    "JobGone",
+    "JobTaken",
+    "KillChild",
+    "NodeReason",
+    "OutcomeCommitted",
+    "OutcomeFinal",
+    "Pause",
+    "RunJob",
+    "SendBeat",
+    "Start",
+    "StartChild",
+    "StopExecution",
+    "Tick",
+]
+
+
+class NodeReason(Enum):
+    """Why the node answers a job itself."""
+
+    AVOIDED = "avoided"
+    EXPIRED = "expired"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    CHILD_DIED = "child died"
+
+
+# ------------------------------------------------------------------------------------------------------------- inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The node begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildReady:
+    """A child answers."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChildGone:
+    """A child was reaped and its pipe is empty. `position` is the task that it was at, if it was at one."""
+
+    child: int
+    position: int | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobTaken:
+    """A worker was given a job whose header opened."""
+
+    worker: int
+    execution: bytes
+    foreground: bool = True
+    avoided: bool = False
+    expired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobGone:
+    """The connection that assigned the worker's job is lost: the job is somebody else's now."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeCommitted:
+    """A child committed outcomes, not the last."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeFinal:
+    """A child committed its last outcome of the execution."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientsCounted:
+    """The job server said how many clients wait for the worker's execution."""
+
+    worker: int
+    execution: bytes
+    clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopExecution:
+    """Somebody with the key wants an execution stopped."""
+
+    execution: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take nothing new; give back after `grace` seconds what still runs then."""
+
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+# ------------------------------------------------------------------------------------------------------- instructions
+
+
+@dataclass(frozen=True, slots=True)
+class StartChild:
+    """Start a child process under this number."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillChild:
+    """Kill a child and its process group."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """Hand the worker's job to a child."""
+
+    worker: int
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Send on what the worker's child has committed."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Send what the worker's child has committed as the job's completion."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerNotRun:
+    """Complete the worker's job with what was committed and a NOT_RUN for the rest."""
+
+    worker: int
+    reason: NodeReason
+    charged: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SendBeat:
+    """Say that the worker's execution goes on."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskClients:
+    """Ask the job server that assigned the worker's job how many clients wait for it."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """No worker takes a job any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The node is done; `problem` is empty if all is well."""
+
+    problem: str = ""
+
+
+Input: TypeAlias = (
+    Start
+    | ChildReady
+    | ChildGone
+    | JobTaken
+    | JobGone
+    | OutcomeCommitted
+    | OutcomeFinal
+    | ClientsCounted
+    | StopExecution
+    | Drain
+    | Tick
+)
+Instruction: TypeAlias = (
+    StartChild | KillChild | RunJob | Forward | Finish | AnswerNotRun | SendBeat | AskClients | Pause | Exit
+)
