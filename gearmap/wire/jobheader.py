@@ -5,8 +5,9 @@ What must not live here: the body, which the node never opens.
 Rule 1: JSON, never pickle.
 Rule 2: reading is total. Bytes give a `JobHeader` or `EnvelopeError`; unknown keys are ignored.
 
-The body is `frame([function, block, block, ...])`, one payload for each block in `JobHeader.blocks`. The tasks that
-the blocks' `run` ranges select, in order over all blocks, have the positions 0, 1, 2, ... of the job.
+The body is `frame([function, block, block, ...])`, one payload for each block in `JobHeader.blocks`; where the header
+says `initializer`, a payload `(initializer, initargs)` stands between function and blocks. The tasks that the blocks'
+`run` ranges select, in order over all blocks, have the positions 0, 1, 2, ... of the job.
 """
 
 from __future__ import annotations
@@ -93,6 +94,12 @@ class JobHeader:
         Nesting level, 0 outside of tasks.
     cwd, sys_path
         Where tasks run and what they import from, or None for the node's own.
+    tenant
+        Whose children run the job: one that has run a tenant's initializer serves that tenant only.
+    initializer
+        Whether the body brings an initializer, which a child runs once, before its first task for the tenant.
+    max_tasks_per_child
+        How many tasks a child may run in all, or None.
     blocks
         The tasks.
     """
@@ -105,6 +112,9 @@ class JobHeader:
     level: int = 0
     cwd: str | None = None
     sys_path: tuple[str, ...] | None = None
+    tenant: str = ""
+    initializer: bool = False
+    max_tasks_per_child: int | None = None
     blocks: tuple[BlockHeader, ...] = ()
 
     @property
@@ -131,6 +141,12 @@ class JobHeader:
             values["cwd"] = self.cwd
         if self.sys_path is not None:
             values["sys_path"] = self.sys_path
+        if self.tenant:
+            values["tenant"] = self.tenant
+        if self.initializer:
+            values["initializer"] = True
+        if self.max_tasks_per_child is not None:
+            values["max_tasks_per_child"] = self.max_tasks_per_child
         return encode_object(values)
 
     @classmethod
@@ -143,6 +159,8 @@ class JobHeader:
             If `data` is not one.
         """
         values = decode_object(data)
+        if "initializer" in values and not values.get("tenant"):
+            raise EnvelopeError("an initializer without a tenant: nobody could tell which children ran it")
         return cls(
             run=read_str(values, "run"),
             function_digest=_read_digest(values),
@@ -152,6 +170,9 @@ class JobHeader:
             level=read_int(values, "level"),
             cwd=read_str(values, "cwd") if "cwd" in values else None,
             sys_path=as_strings(read_list(values, "sys_path"), "sys_path") if "sys_path" in values else None,
+            tenant=read_str(values, "tenant"),
+            initializer=read_bool(values, "initializer"),
+            max_tasks_per_child=_read_max_tasks(values) if "max_tasks_per_child" in values else None,
             blocks=tuple(map(_decode_block, read_list(values, "blocks"))),
         )
 
@@ -193,6 +214,13 @@ def _decode_block(value: Any) -> BlockHeader:
     if run and run[-1][1] > size:
         raise EnvelopeError(f"a block of {size} tasks cannot run task {run[-1][1] - 1}")
     return BlockHeader(kind=kind, size=size, run=run)
+
+
+def _read_max_tasks(values: dict[str, Any]) -> int:
+    number = read_int(values, "max_tasks_per_child")
+    if number < 1:
+        raise EnvelopeError("a child that may run no task at all")
+    return number
 
 
 def _read_digest(values: dict[str, Any]) -> str:

@@ -66,6 +66,8 @@ class NotRunReason(Enum):
     CANNOT_LOAD = "cannot_load"  # the function or its arguments do not load here
     STOPPED = "stopped"  # somebody asked to stop the execution
     CHILD_DIED = "child_died"  # the process that ran the tasks is gone
+    # The initializer raised: what it raised is the outcome's only failure. Without one, its process died of it.
+    INITIALIZER_FAILED = "initializer_failed"
 
 
 # A header of fixed layout: mark, final, first and last position, seconds, tasks; the worker's name follows. JSON starts

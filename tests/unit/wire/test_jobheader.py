@@ -22,6 +22,9 @@ def blocks(draw):
 
 headers = st.builds(
     JobHeader,
+    tenant=st.text(min_size=1, max_size=5),
+    initializer=st.booleans(),
+    max_tasks_per_child=st.none() | st.integers(1, 2**60),
     run=st.text(max_size=20),
     function_digest=st.binary(max_size=16).map(bytes.hex),
     foreground=st.booleans(),
@@ -84,6 +87,15 @@ def test_keys_of_a_newer_version_are_ignored():
         {"cwd": 1},
         {"sys_path": [None]},
         {"sys_path": {}},
+        {"tenant": 1},
+        {"tenant": None},
+        {"tenant": "t", "initializer": 1},
+        {"initializer": True},
+        {"initializer": True, "tenant": ""},
+        {"max_tasks_per_child": 0},
+        {"max_tasks_per_child": -1},
+        {"max_tasks_per_child": 1.5},
+        {"max_tasks_per_child": None},
         {"blocks": {}},
         {"blocks": [1]},
         {"blocks": [[]]},
@@ -118,7 +130,10 @@ def test_what_is_no_json_object_is_refused(data):
 @given(
     st.dictionaries(
         st.sampled_from(
-            ["run", "function", "foreground", "task_timeout", "avoid", "level", "cwd", "sys_path", "blocks"]
+            [
+                *("run", "function", "foreground", "task_timeout", "avoid", "level", "cwd", "sys_path", "blocks"),
+                *("tenant", "initializer", "max_tasks_per_child"),
+            ]
         ),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.floats(),
