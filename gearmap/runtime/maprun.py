@@ -221,20 +221,22 @@ class MapRun:
     def _conclude(self) -> list[Any]:
         if self._error is not None:
             raise self._error
+        # Handed over, not shared: a run is a net of cycles, and must not keep large results until the next collection.
+        results, self._results = self._results, []
         failures = sorted(self._failures, key=lambda pair: pair[0])
         if not failures:
-            return self._results
+            return results
         if self._return_exceptions:
             for task, failure in failures:
-                self._results[task] = self._rebuild(task, failure, "")
-            return self._results
+                results[task] = self._rebuild(task, failure, "")
+            return results
         task, failure = self._failures[0]
         error = self._rebuild(task, failure, self._counts())
         try:
             raise error
         finally:
             # A traceback that holds this frame must not hold the results, nor the exception itself.
-            del error, self
+            del error, results, self
 
     def _rebuild(self, task: int, failure: Any, counts: str) -> BaseException:
         total = self._source.total

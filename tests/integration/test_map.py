@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import gc
 import os
 import random
 import sqlite3
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -28,6 +30,25 @@ def test_a_million_trivial_tasks_come_back_whole(cluster):
 
     assert len(results) == n
     assert results == list(range(1, n + 1))
+
+
+class Thing:
+    """Something that can be watched."""
+
+    def __init__(self, number):
+        self.number = number
+
+
+def test_results_live_no_longer_than_the_caller_keeps_them(cluster):
+    gc.collect()
+    gc.disable()  # it would hide that something else holds them
+    try:
+        (result,) = cluster.map(Thing, [1])
+        watched = weakref.ref(result)
+        del result
+        assert watched() is None
+    finally:
+        gc.enable()
 
 
 def test_several_iterables_are_zipped_to_the_shortest(cluster):

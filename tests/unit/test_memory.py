@@ -1,0 +1,89 @@
+"""Large buffers, and when their memory is used again."""
+
+from __future__ import annotations
+
+import mmap
+
+import pytest
+
+from gearmap.memory import LARGE_BYTES, Areas, writable
+
+MIB = 1024 * 1024
+
+
+@pytest.mark.parametrize("size", [0, 1, LARGE_BYTES - 1, LARGE_BYTES, LARGE_BYTES + 1, 5 * MIB + 3])
+def test_a_buffer_has_the_size_asked_for_and_can_be_written(size: int) -> None:
+    buffer = writable(size)
+
+    buffer[:] = b"x" * size
+
+    assert (len(buffer), buffer.format, buffer.readonly) == (size, "B", False)
+    assert bytes(buffer) == b"x" * size
+
+
+def test_memory_is_lent_again_after_the_last_view_of_it() -> None:
+    areas = Areas(kept_bytes=8 * MIB)
+    buffer = areas.lend(3 * MIB)
+    buffer[:5] = b"first"
+    part = buffer[10:20]
+
+    del buffer
+    assert areas.idle_bytes == 0
+    del part
+    assert areas.idle_bytes == 4 * MIB
+    again = areas.lend(3 * MIB + 17)
+
+    assert areas.idle_bytes == 0
+    assert len(again) == 3 * MIB + 17
+
+
+def test_two_buffers_in_use_are_two_memories() -> None:
+    areas = Areas(kept_bytes=8 * MIB)
+    one, other = areas.lend(2 * MIB), areas.lend(2 * MIB)
+
+    one[:] = b"1" * len(one)
+    other[:] = b"2" * len(other)
+
+    assert bytes(one) == b"1" * len(one)
+
+
+@pytest.mark.parametrize("size", [2 * MIB, 20 * MIB])
+def test_an_area_of_a_very_different_size_is_not_taken(size: int) -> None:
+    areas = Areas(kept_bytes=64 * MIB)
+    areas.lend(8 * MIB).release()
+    assert areas.idle_bytes == 8 * MIB
+
+    buffer = areas.lend(size)
+
+    assert (len(buffer), areas.idle_bytes) == (size, 8 * MIB)
+
+
+def test_no_more_is_kept_than_was_allowed() -> None:
+    areas = Areas(kept_bytes=5 * MIB)
+    buffers = [areas.lend(2 * MIB) for _ in range(4)]
+
+    while buffers:
+        buffers.pop().release()
+
+    assert areas.idle_bytes == 4 * MIB
+
+
+def test_an_area_above_the_limit_is_given_back_and_leaves_the_others() -> None:
+    areas = Areas(kept_bytes=4 * MIB)
+    areas.lend(2 * MIB).release()
+
+    areas.lend(6 * MIB).release()
+
+    assert areas.idle_bytes == 2 * MIB
+
+
+def test_an_announced_length_costs_no_memory() -> None:
+    pages = mmap.PAGESIZE
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    buffer = Areas(kept_bytes=0).lend(1024 * MIB)
+    buffer[0] = 1
+
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults * pages < 16 * MIB
