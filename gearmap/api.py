@@ -8,34 +8,19 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from gearmap import current
-from gearmap.client import BoundOptions, Client, LocalCluster, read_config
-from gearmap.config import ServerMode, resolve_servers
-from gearmap.errors import ConfigurationError
-from gearmap.runtime import child
+from gearmap.backend import LocalBackend, choose_backend
+from gearmap.client import BoundOptions, Client, LocalCluster
 from gearmap.runtime.futures import Future
 
 __all__ = ["connect", "current_client", "map", "options", "starmap", "submit"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-# Programs in which a cluster that starts by itself would be started by each of many processes.
-_WEB_SERVERS = (
-    "django.core.wsgi",
-    "django.core.asgi",
-    "gunicorn",
-    "uwsgi",
-    "uvicorn",
-    "daphne",
-    "hypercorn",
-    "waitress",
-)
 
 _lock = threading.RLock()
 _automatic: Client | None = None
@@ -61,18 +46,8 @@ def current_client() -> Client:
 
 
 def _make_client() -> Client:
-    choice = resolve_servers(None, environ=os.environ, config_text=read_config())
-    if child.is_child:
-        raise ConfigurationError("a task cannot use the cluster that runs it; return values and map over them outside")
-    if choice.mode is not ServerMode.LOCAL:
-        return Client()
-    host = next((name for name in _WEB_SERVERS if name in sys.modules), None)
-    if host is not None:
-        raise ConfigurationError(
-            f"no cluster is started by itself inside a web server ({host}); set GEARMAP_SERVERS=HOST[:PORT], "
-            "or GEARMAP_SERVERS=inline for tests"
-        )
-    return LocalCluster()
+    backend = choose_backend()
+    return LocalCluster() if isinstance(backend, LocalBackend) else Client._on(backend)
 
 
 def connect(servers: str | Sequence[str] | None = None, *, key: str | os.PathLike[str] | None = None) -> Client:

@@ -69,7 +69,7 @@ def find_servers(named: Sequence[str]) -> tuple[Any, ...]:
     ConfigurationError
         If an address is malformed, or the environment asks for no server at all.
     """
-    from gearmap.client import read_config
+    from gearmap.backend import read_config
     from gearmap.config import DEFAULT_PORT, ServerAddress, ServerMode, resolve_servers
 
     choice = resolve_servers(list(named) or None, environ=os.environ, config_text=read_config())
@@ -85,7 +85,7 @@ def find_servers(named: Sequence[str]) -> tuple[Any, ...]:
 
 def key_place(argument: Path | None) -> tuple[Path, str]:
     """Return the key file and where that choice came from."""
-    from gearmap.client import read_config
+    from gearmap.backend import read_config
     from gearmap.config import resolve_key_file
 
     path, origin = resolve_key_file(argument, environ=os.environ, home=Path.home(), config_text=read_config())

@@ -34,15 +34,16 @@ LAYERS = {
     "display": 5,
     "cluster": 5,
     "current": 5,
-    "client": 6,
-    "executor": 6,
-    "api": 6,
-    "cli": 7,
-    "demo": 7,
-    "notebook": 7,
-    "contrib": 7,
-    "__main__": 7,
-    "": 7,  # `gearmap` itself, which can load anything
+    "backend": 6,
+    "client": 7,
+    "executor": 7,
+    "api": 7,
+    "cli": 8,
+    "demo": 8,
+    "notebook": 8,
+    "contrib": 8,
+    "__main__": 8,
+    "": 8,  # `gearmap` itself, which can load anything
 }
 
 # Within one layer nobody knows the others, but for these.

@@ -1,0 +1,286 @@
+"""What the runs of one client or executor share: job servers, key, pickled functions, and the driver.
+
+What must not live here: options that a person types and what they get back (`client`, `executor`), what a run does
+(`runtime`).
+
+Law of the file: nothing is started before the first use, and everything that was started ends with `close`. A process
+that was forked never touches what its parent started.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gearmap.cluster import LocalProcesses
+from gearmap.config import (
+    RunOptions,
+    ServerAddress,
+    ServerChoice,
+    ServerMode,
+    config_folder,
+    resolve_key_file,
+    resolve_servers,
+)
+from gearmap.core.engine import RunEngine
+from gearmap.core.names import Lane
+from gearmap.core.retry import RetryPolicy
+from gearmap.errors import ClusterBroken, ConfigurationError
+from gearmap.keyfile import load_key, load_or_make_key
+from gearmap.runtime import child
+from gearmap.runtime.driver import Driver
+from gearmap.runtime.run import Consumer, Place, Run, RunSettings
+from gearmap.wire import seal
+from gearmap.wire.serializer import FunctionCache
+
+__all__ = ["Backend", "LocalBackend", "choose_backend", "named_backend", "read_config"]
+
+_PYTHON = (sys.version_info[0], sys.version_info[1])
+
+# Programs in which a cluster that starts by itself would be started by each of many processes.
+_WEB_SERVERS = (
+    "django.core.wsgi",
+    "django.core.asgi",
+    "gunicorn",
+    "uwsgi",
+    "uvicorn",
+    "daphne",
+    "hypercorn",
+    "waitress",
+)
+
+
+class Backend:
+    """Where the runs of one client or executor go; by itself: to job servers that are named, or inline.
+
+    Parameters
+    ----------
+    mode
+        SERVERS, LOCAL or INLINE.
+    addresses
+        The job servers, if they are known already.
+    secret
+        The key's bytes; nothing where no job server is asked.
+    """
+
+    def __init__(self, mode: ServerMode, addresses: Sequence[ServerAddress] = (), secret: bytes = b"") -> None:
+        self.mode = mode
+        self.owner = "Client"  # what errors call the object that a person holds
+        self._addresses = tuple(addresses)
+        self._secret = secret
+        self._lock = threading.RLock()
+        self._driver: Driver | None = None
+        self._cache = FunctionCache()
+        self._closed = False
+        self._pid = os.getpid()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, or belongs to the process that this one was forked from."""
+        return self._closed or os.getpid() != self._pid
+
+    @property
+    def where(self) -> str:
+        """Where tasks run, and who said so."""
+        if self.mode is ServerMode.INLINE:
+            return "in this process"
+        return f"{', '.join(map(str, self._addresses))} (from {self._addresses[0].origin})"
+
+    def close(self) -> None:
+        """Cancel what runs and leave the job servers. May be repeated."""
+        with self._lock:
+            self._closed = True
+            driver, self._driver = self._driver, None
+        if driver is not None and os.getpid() == self._pid:
+            driver.close()
+        self._stop()
+
+    def ready_driver(self) -> Driver:
+        """Return the driver; start it, and what it needs, if it does not run.
+
+        Raises
+        ------
+        ClusterBroken
+            If this was closed, or belongs to another process.
+        """
+        with self._lock:
+            if self._closed:
+                raise ClusterBroken(f"this {self.owner} is closed")
+            if os.getpid() != self._pid:
+                raise ClusterBroken("this client belongs to the process that was forked; make a new one here")
+            if self._driver is None or not self._driver.is_alive:
+                self._start()
+                driver = Driver(self._addresses, health=self._problem)
+                driver.start()
+                self._driver = driver
+            return self._driver
+
+    def pickle_function(self, fn: Callable[..., Any]) -> tuple[bytes, Any]:
+        """Return digest and payload of a function.
+
+        Raises
+        ------
+        SerializationError
+            If it does not pickle.
+        """
+        with self._lock:
+            return self._cache.payload(fn)
+
+    def make_run(
+        self, driver: Driver, consumer: Consumer, options: RunOptions, feeds: bytes | None, total: int | None
+    ) -> Run:
+        """Make a run; called in the driver thread.
+
+        Parameters
+        ----------
+        feeds
+            The function whose tasks the consumer is asked for, or None for single calls.
+        total
+            How many tasks there will be, if that is known.
+        """
+        session_id = secrets.token_bytes(16)
+        settings = RunSettings(
+            run_id=uuid.uuid4().hex,
+            lane=Lane(options.queue, _PYTHON, seal.key_id(self._secret)),
+            session_id=session_id,
+            session_key=seal.session_key(self._secret, session_id),
+            priority=options.priority,
+            feeds=feeds,
+        )
+        engine = RunEngine(
+            policy=RetryPolicy(retries=options.retries, max_worker_losses=options.max_worker_losses),
+            chunksize=options.chunksize,
+            max_workers=options.max_workers,
+            fail_fast=feeds is not None and not options.return_exceptions,
+            total=total,
+        )
+        return Run(settings, engine, consumer, driver.make_links())
+
+    def place(self) -> Place:
+        """Where tasks run: at the folder where the node was started."""
+        return Place()
+
+    # ---------------------------------------------------------------------------------- what a local cluster overrides
+
+    def _start(self) -> None:
+        """Start what must run before the driver connects."""
+
+    def _stop(self) -> None:
+        """Stop what was started."""
+
+    def _problem(self) -> str | None:
+        """Return what is wrong with the cluster, as far as this process can tell."""
+        return None
+
+
+class LocalBackend(Backend):
+    """Runs go to a cluster of their own on this machine.
+
+    Parameters
+    ----------
+    workers
+        How many tasks run at once, None for one for each usable CPU.
+    server
+        Which job server; see `LocalCluster`.
+    """
+
+    def __init__(self, workers: int | None = None, *, server: str = "auto") -> None:
+        super().__init__(ServerMode.LOCAL)
+        self.processes = LocalProcesses(workers, server)
+        self._last_place: Place | None = None
+        self._last_path: list[str] = []
+
+    @property
+    def where(self) -> str:
+        """Where tasks run."""
+        return self.processes.describe()
+
+    def place(self) -> Place:
+        """Where tasks run: in the caller's folder, with its search path."""
+        cwd = os.getcwd()
+        place = self._last_place
+        if place is None or place.cwd != cwd or self._last_path != sys.path:
+            self._last_path = list(sys.path)
+            place = self._last_place = Place(cwd, tuple(path or cwd for path in self._last_path))
+        return place
+
+    def _start(self) -> None:
+        self.processes.stop()
+        self._addresses = (self.processes.start(),)
+        self._secret = self.processes.secret
+
+    def _stop(self) -> None:
+        self.processes.stop()
+
+    def _problem(self) -> str | None:
+        return self.processes.problem()
+
+
+def named_backend(servers: str | Sequence[str] | None, key: str | os.PathLike[str] | None) -> Backend:
+    """Return the backend for job servers that somebody has named, here or in the environment.
+
+    Raises
+    ------
+    ConfigurationError
+        If nobody has, an address is malformed, or there is no key for a server that is not on this machine.
+    """
+    choice = resolve_servers(servers, environ=os.environ, config_text=read_config())
+    if choice.mode is ServerMode.LOCAL:
+        raise ConfigurationError(
+            "no job server is named; give servers='HOST[:PORT]', set GEARMAP_SERVERS, or use LocalCluster()"
+        )
+    return _of_choice(choice, key)
+
+
+def choose_backend(
+    servers: str | Sequence[str] | None = None, key: str | os.PathLike[str] | None = None, workers: int | None = None
+) -> Backend:
+    """Return the backend for the job servers that are named, else for a local cluster of so many workers.
+
+    Raises
+    ------
+    ConfigurationError
+        As `named_backend`; also if a local cluster would start inside a task or a web server.
+    """
+    choice = resolve_servers(servers, environ=os.environ, config_text=read_config())
+    if child.is_child:
+        raise ConfigurationError("a task cannot use the cluster that runs it; return values and map over them outside")
+    if choice.mode is not ServerMode.LOCAL:
+        return _of_choice(choice, key)
+    host = next((name for name in _WEB_SERVERS if name in sys.modules), None)
+    if host is not None:
+        raise ConfigurationError(
+            f"no cluster is started by itself inside a web server ({host}); set GEARMAP_SERVERS=HOST[:PORT], "
+            "or GEARMAP_SERVERS=inline for tests"
+        )
+    return LocalBackend(workers)
+
+
+def _of_choice(choice: ServerChoice, key: str | os.PathLike[str] | None) -> Backend:
+    if choice.mode is ServerMode.NONE:
+        raise ConfigurationError(f"there is no cluster to use: {choice.origin} says 'none'")
+    secret = _find_key(key, choice.addresses) if choice.mode is ServerMode.SERVERS else b""
+    return Backend(choice.mode, choice.addresses, secret)
+
+
+def _find_key(key: str | os.PathLike[str] | None, addresses: Sequence[ServerAddress]) -> bytes:
+    path, origin = resolve_key_file(key, environ=os.environ, home=Path.home(), config_text=read_config())
+    if all(address.is_loopback for address in addresses):
+        return load_or_make_key(path, origin)
+    return load_key(path, origin)
+
+
+def read_config() -> str:
+    """Return the config file's text, or nothing if there is none."""
+    try:
+        return (config_folder(os.environ, Path.home()) / "config.ini").read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise ConfigurationError(f"the config file cannot be read: {error}") from None
