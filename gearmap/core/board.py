@@ -1,7 +1,8 @@
 """Which tasks wait, are sent or settled, and which blocks may be forgotten.
 
 Law of the file: a task is settled at most once. Ranges, not single tasks, are the unit of work here: a run of a million
-trivial tasks must not cost a million steps, nor a million one-task blocks a search each.
+trivial tasks must not cost a million steps, nor a million one-task blocks a search each. An endless run costs no more
+memory than its open tasks do: what is settled before the first of them is forgotten.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class TaskBoard:
     """The states of a run's tasks, and its blocks."""
 
     def __init__(self) -> None:
+        self._base = 0  # tasks before this one are settled, and forgotten
         self._states = bytearray()
         self._blocks: dict[int, Block] = {}  # by first task: those with an open task, in order
         self._left: dict[int, int] = {}  # by first task: how many are open, in blocks that are partly settled
@@ -34,7 +36,7 @@ class TaskBoard:
     @property
     def size(self) -> int:
         """Tasks known so far."""
-        return len(self._states)
+        return self._base + len(self._states)
 
     @property
     def open(self) -> int:
@@ -43,7 +45,7 @@ class TaskBoard:
 
     def add(self, block: Block) -> None:
         """Take in the tasks of a block (at least one), which follow those known."""
-        if block.first != len(self._states) or block.size < 1:
+        if block.first != self.size or block.size < 1:
             raise ValueError(f"block {block.id} has {block.size} tasks from {block.first}, expected {self.size}")
         self._states.extend(bytes(block.size))
         self._blocks[block.first] = block
@@ -52,11 +54,11 @@ class TaskBoard:
 
     def is_open(self, task: int) -> bool:
         """Whether the task is not settled."""
-        return self._states[task] <= SENT
+        return task >= self._base and self._states[task - self._base] <= SENT
 
     def is_waiting(self, task: int) -> bool:
         """Whether the task is known and not sent; any number may be asked for."""
-        return 0 <= task < len(self._states) and self._states[task] == WAITING
+        return self._base <= task < self.size and self._states[task - self._base] == WAITING
 
     def open_ranges(self, start: int, stop: int) -> list[TaskRange]:
         """Return the parts of `start .. stop` that are not settled, in order."""
@@ -67,10 +69,15 @@ class TaskBoard:
         return self._runs(_WAITING_RUN, WAITING, start, stop)
 
     def _runs(self, pattern: re.Pattern[bytes], usual: int, start: int, stop: int) -> list[TaskRange]:
+        base = self._base
+        start = max(start, base)
         # Nearly always all of them are in the usual state; counting is ten times as fast as matching.
-        if 0 < stop - start == self._states.count(usual, start, stop):
+        if 0 < stop - start == self._states.count(usual, start - base, stop - base):
             return [(start, stop)]
-        return [match.span() for match in pattern.finditer(self._states, start, stop)]
+        if stop <= start:
+            return []
+        found = pattern.finditer(self._states, start - base, stop - base)
+        return [(base + match.start(), base + match.end()) for match in found]
 
     def blocks(self, start: int) -> Iterator[Block]:
         """Yield the live blocks from the one that holds task `start` on; nothing may be settled meanwhile."""
@@ -89,15 +96,16 @@ class TaskBoard:
     def move(self, start: int, stop: int, old: int, new: int) -> None:
         """Move tasks that are all in the open state `old` to the open state `new`."""
         size = stop - start
-        self._states[start:stop] = bytes((new,)) * size
+        self._states[start - self._base : stop - self._base] = bytes((new,)) * size
         self.counts[old] -= size
         self.counts[new] += size
 
     def settle(self, start: int, stop: int, state: int) -> list[int]:
         """Settle tasks that are all open; return the ids of the blocks of which nothing is open any more."""
         size = stop - start
-        waiting = self._states.count(WAITING, start, stop)
-        self._states[start:stop] = bytes((state,)) * size
+        low, high = start - self._base, stop - self._base
+        waiting = self._states.count(WAITING, low, high)
+        self._states[low:high] = bytes((state,)) * size
         self.counts[WAITING] -= waiting
         self.counts[SENT] -= size - waiting
         self.counts[state] += size
@@ -116,8 +124,15 @@ class TaskBoard:
             start = end
             at += 1
         if len(self._firsts) > 2 * len(self._blocks) + 64:
-            self._firsts = list(self._blocks)
+            self._forget()
         return finished
+
+    def _forget(self) -> None:
+        """Drop what nobody will ask for again: blocks that are settled, and the states before the first open task."""
+        self._firsts = list(self._blocks)
+        settled = (self._firsts[0] if self._firsts else self.size) - self._base
+        del self._states[:settled]
+        self._base += settled
 
     def cancel_open(self) -> list[int]:
         """Settle everything that is open as cancelled; return the ids of the blocks that were live."""

@@ -105,6 +105,7 @@ class RunEngine:
         self._failures: dict[int, int] = {}
         self._losses: dict[int, int] = {}
         self._again = 0
+        self._earlier = 0
         self._input_ended = False
         self._stopped = False
         self._ended = False
@@ -181,6 +182,7 @@ class RunEngine:
             again=self._again,
             elapsed=elapsed,
             workers=self._workers,
+            earlier=self._earlier,
         )
 
     @property
@@ -196,7 +198,11 @@ class RunEngine:
             out.append(ev.DropBlock(block.id))
             return
         self._board.add(block)
-        self._stats(block.function).pickled(block.size, block.payload_bytes)
+        for start, stop in event.done:
+            self._earlier += stop - start
+            self._settle(start, stop, DONE, out)
+        if block.payload_bytes:
+            self._stats(block.function).pickled(block.size, block.payload_bytes)
 
     def _on_input_ended(self, event: ev.InputEnded, now: float, out: list[ev.Instruction]) -> None:
         self._input_ended = True

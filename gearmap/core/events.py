@@ -108,9 +108,13 @@ class NotRunKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AddBlock:
-    """More tasks. Blocks come in the order of their tasks; one that comes after the end is dropped at once."""
+    """More tasks. Blocks come in the order of their tasks; one that comes after the end is dropped at once.
+
+    `done` are tasks that an earlier run has results of: ascending, disjoint ranges of task indices in the block.
+    """
 
     block: Block
+    done: tuple[TaskRange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ class ProgressSnapshot:
 
     `total` is None while nobody knows how many tasks there will be. `running` are tasks that were sent to a job server
     and have no outcome yet, `queued` those that wait to be sent. `again` counts tasks that were sent once more, or
-    started once more by a job server. `elapsed` is in seconds.
+    started once more by a job server. `earlier` of those `done` were so before this run began: it goes on where another
+    one stopped. `elapsed` is in seconds.
     """
 
     total: int | None
@@ -26,6 +27,7 @@ class ProgressSnapshot:
     again: int
     elapsed: float
     workers: int | None
+    earlier: int = 0
 
     @property
     def settled(self) -> int:
@@ -35,7 +37,7 @@ class ProgressSnapshot:
     @property
     def rate(self) -> float:
         """Tasks done or failed for each second since the start; 0.0 before the first."""
-        return (self.done + self.failed) / self.elapsed if self.elapsed > 0 else 0.0
+        return (self.done - self.earlier + self.failed) / self.elapsed if self.elapsed > 0 else 0.0
 
     @property
     def eta(self) -> float | None:

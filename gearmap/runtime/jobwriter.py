@@ -23,8 +23,8 @@ __all__ = ["JobWriter", "Place"]
 # Encoded headers that are kept. Raised: fewer are made again where functions alternate; lowered: less memory.
 _KEPT_HEADERS = 64
 
-_Blocks = tuple[tuple[BlockKind, int, int, int], ...]
-"""For each block of a job: kind, size, and the part of it that is to be run."""
+_Blocks = tuple[tuple[BlockKind, int, tuple[ev.TaskRange, ...]], ...]
+"""For each block of a job: kind, size, and the parts of it that are to be run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +100,26 @@ class JobWriter:
         digest = chunk.function
         assert isinstance(digest, bytes)
         body: list[Any] = [self._functions[digest]]
-        blocks: list[tuple[BlockKind, int, int, int]] = []
+        blocks: list[tuple[BlockKind, int, list[ev.TaskRange]]] = []
         n_calls = 0
         place = Place()
+        newest: ev.Block | None = None
         for span in chunk.spans:
             kind, payload, place = self._blocks[span.block.id]
             if kind is BlockKind.CALLS:
                 chosen = payload[span.start : span.stop]
                 n_calls += len(chosen)  # single calls of one chunk are one block to the child
                 body += chosen
+            elif span.block is newest:  # another part of it: the arguments are in the body already
+                blocks[-1][2].append((span.start, span.stop))
             else:
-                blocks.append((kind, span.block.size, span.start, span.stop))
+                newest = span.block
+                blocks.append((kind, newest.size, [(span.start, span.stop)]))
                 body.append(payload)
         if n_calls:
-            blocks.append((BlockKind.CALLS, n_calls, 0, n_calls))
-        return self._header(digest, chunk.avoid, place, tuple(blocks)), body
+            blocks.append((BlockKind.CALLS, n_calls, [(0, n_calls)]))
+        content = tuple((kind, size, tuple(run)) for kind, size, run in blocks)
+        return self._header(digest, chunk.avoid, place, content), body
 
     def _header(self, digest: bytes, avoid: tuple[str, ...], place: Place, blocks: _Blocks) -> bytes:
         content = (digest, avoid, place, blocks)
@@ -128,9 +133,7 @@ class JobWriter:
                 level=self._level,
                 cwd=place.cwd,
                 sys_path=place.sys_path,
-                blocks=tuple(
-                    BlockHeader(kind=kind, size=size, run=((start, stop),)) for kind, size, start, stop in blocks
-                ),
+                blocks=tuple(BlockHeader(kind=kind, size=size, run=run) for kind, size, run in blocks),
             )
             encoded = header.encode()
             if len(self._headers) >= _KEPT_HEADERS:

@@ -80,6 +80,31 @@ def test_a_long_run_of_single_tasks_forgets_its_blocks() -> None:
     assert len(board._firsts) <= 128
     assert not board._blocks
     assert not board._left
+    assert len(board._states) <= 128
+
+
+def test_what_was_forgotten_is_still_known_to_be_settled() -> None:
+    board = TaskBoard()
+    board.add(Block(0, 0, 10, "f"))
+    board.settle(0, 9, DONE)
+    for task in range(10, 1000):
+        board.add(Block(task, task, 1, "f"))
+        board.settle(task, task + 1, DONE)
+    assert board.open_ranges(0, 1000) == [(9, 10)]
+    assert board.settle(9, 10, FAILED) == [0]
+    for task in range(1000, 1200):
+        board.add(Block(task, task, 1, "f"))
+        board.settle(task, task + 1, DONE)
+    board.add(Block(1200, 1200, 3, "f"))
+    assert board._base > 1000
+    assert not board.is_open(5)
+    assert not board.is_waiting(5)
+    assert board.open_ranges(0, 900) == board.waiting_ranges(3, 3) == []
+    assert board.open_ranges(0, 1203) == board.waiting_ranges(990, 1203) == [(1200, 1203)]
+    board.move(1200, 1202, WAITING, SENT)
+    assert board.waiting_ranges(0, 1203) == [(1202, 1203)]
+    assert board.cancel_open() == [1200]
+    assert (board.size, board.counts) == (1203, [0, 0, 1199, 1, 3])
 
 
 @settings(max_examples=100, deadline=None)

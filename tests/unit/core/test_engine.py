@@ -79,6 +79,23 @@ def test_one_delivery_covers_neighbours_from_several_blocks() -> None:
     assert out == [ev.Deliver(0, 0, 0, 3, job.attempt, "w"), *(ev.DropBlock(n) for n in range(3)), ev.RunEnded()]
 
 
+def test_tasks_that_were_done_before_are_not_sent_again() -> None:
+    engine = RunEngine(chunksize=10)
+    gone = ev.AddBlock(ev.Block(0, 0, 5, "f"), done=((0, 5),))
+    partly = ev.AddBlock(ev.Block(1, 5, 6, "f", 60), done=((5, 7), (9, 10)))
+    out = engine.handle_all([ev.ServerUp(0), gone, partly, ev.InputEnded()], 0.0)
+    (job,) = submits(out)
+    assert out == [ev.DropBlock(0), job]
+    assert tasks(job) == [7, 8, 10]
+    assert engine.handle(outcome(job.attempt, (0, 3)), 1.0)[-2:] == [ev.DropBlock(1), ev.RunEnded()]
+
+
+def test_a_run_of_which_everything_was_done_before_ends_at_once() -> None:
+    engine = RunEngine()
+    out = engine.handle_all([ev.AddBlock(ev.Block(0, 0, 5, "f"), done=((0, 5),)), ev.InputEnded()], 0.0)
+    assert out == [ev.DropBlock(0), ev.RunEnded()]
+
+
 def test_an_empty_block_is_dropped_at_once() -> None:
     engine = RunEngine()
     assert engine.handle_all([ev.ServerUp(0), block(0, 0, number=9)], 0.0) == [ev.DropBlock(9)]

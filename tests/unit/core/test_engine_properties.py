@@ -66,11 +66,13 @@ class World:
 
     # ------------------------------------------------------------------------------------------------ what happens
 
-    def add(self, size: int, function: str, payload_bytes: int = 10) -> ev.AddBlock:
+    def add(self, size: int, function: str, payload_bytes: int = 10, done: Iterable[int] = ()) -> ev.AddBlock:
+        """Return a block of which the tasks at the offsets `done` were done by an earlier run."""
         block = ev.Block(len(self.blocks), self.size, size, function, payload_bytes)
         self.blocks[block.id] = block
         self.size += size
-        return ev.AddBlock(block)
+        tasks = sorted({block.first + offset for offset in done if offset < size})
+        return ev.AddBlock(block, tuple((task, task + 1) for task in tasks))
 
     def tell(self, *events: ev.Input) -> list[ev.Instruction]:
         """Tell the engine what happened, carry out what it wants and check that it may."""
@@ -79,6 +81,9 @@ class World:
             if isinstance(event, ev.OutcomeArrived):
                 outcome = event
             self._note(event)
+            if isinstance(event, ev.AddBlock) and not self.engine.ended:
+                for start, _ in event.done:
+                    self._settle(start, "done")
         was_ended = self.engine.ended
         instructions = self.engine.handle_all(list(events), self.now)
         if was_ended:
@@ -271,10 +276,13 @@ class HostileWorld(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.world.input_ended)
     @rule(
-        sizes=st.lists(st.integers(0, 6), min_size=1, max_size=6), function=st.sampled_from("ffg"), huge=st.booleans()
+        sizes=st.lists(st.integers(0, 6), min_size=1, max_size=6),
+        function=st.sampled_from("ffg"),
+        huge=st.booleans(),
+        done=st.sets(st.integers(0, 5), max_size=3),
     )
-    def blocks_come(self, sizes: list[int], function: str, huge: bool) -> None:
-        self.world.tell(*[self.world.add(size, function, 3 << 20 if huge else 10) for size in sizes])
+    def blocks_come(self, sizes: list[int], function: str, huge: bool, done: set[int]) -> None:
+        self.world.tell(*[self.world.add(size, function, 3 << 20 if huge else 10, done) for size in sizes])
 
     @precondition(lambda self: not self.world.input_ended and self.world.engine.next_block_size("f"))
     @rule()

@@ -21,6 +21,18 @@ def test_rate_and_eta_follow_from_the_counts() -> None:
     assert snapshot().eta == pytest.approx(5.0)
 
 
+def test_what_an_earlier_run_has_done_is_done_but_no_measure_of_the_rate() -> None:
+    shot = snapshot(done=8, earlier=5)
+    assert (shot.settled, shot.rate) == (9, pytest.approx(0.8))
+
+
+def test_the_engine_counts_what_an_earlier_run_has_done() -> None:
+    engine = RunEngine()
+    engine.handle(ev.AddBlock(ev.Block(0, 0, 3, "f"), done=((1, 3),)), 0.0)
+    shot = engine.snapshot(1.0)
+    assert (shot.done, shot.earlier, shot.rate, shot.queued) == (2, 2, 0.0, 1)
+
+
 def test_there_is_no_eta_without_a_total_or_before_the_first_result() -> None:
     assert snapshot(total=None).eta is None
     assert snapshot(done=0, failed=0).eta is None

@@ -1,0 +1,48 @@
+"""From a planned chunk to a sealed job: what its header and its body say."""
+
+from __future__ import annotations
+
+from gearmap.core import events as ev
+from gearmap.core.names import Lane
+from gearmap.runtime.jobwriter import JobWriter, Place
+from gearmap.wire import seal
+from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader
+
+DIGEST = b"f" * 16
+
+
+def writer() -> JobWriter:
+    session_id = bytes(16)
+    made = JobWriter(
+        run_id="run",
+        lane=Lane("default", (3, 11), "00000000"),
+        session_id=session_id,
+        session_key=seal.session_key(bytes(32), session_id),
+    )
+    made.add_function(DIGEST, [b"function"])
+    return made
+
+
+def content(made: JobWriter, *spans: ev.Span) -> tuple[tuple[BlockHeader, ...], list[object]]:
+    header, body = made._content(ev.Submit(1, 0, spans))
+    return JobHeader.decode(header).blocks, body
+
+
+def test_parts_of_one_block_carry_its_arguments_once() -> None:
+    made = writer()
+    block, other = ev.Block(0, 0, 10, DIGEST), ev.Block(1, 10, 4, DIGEST)
+    made.add_block(0, BlockKind.COLUMNS, [b"ten"], Place())
+    made.add_block(1, BlockKind.COLUMNS, [b"four"], Place())
+    blocks, body = content(made, ev.Span(block, 0, 2), ev.Span(block, 5, 6), ev.Span(other, 0, 4))
+    assert [(each.size, each.run) for each in blocks] == [(10, ((0, 2), (5, 6))), (4, ((0, 4),))]
+    assert body == [[b"function"], [b"ten"], [b"four"]]
+
+
+def test_single_calls_of_one_chunk_are_one_block() -> None:
+    made = writer()
+    block, other = ev.Block(0, 0, 3, DIGEST), ev.Block(3, 3, 1, DIGEST)
+    made.add_block(0, BlockKind.CALLS, [[b"a"], [b"b"], [b"c"]], Place())
+    made.add_block(3, BlockKind.CALLS, [[b"d"]], Place())
+    blocks, body = content(made, ev.Span(block, 0, 1), ev.Span(block, 2, 3), ev.Span(other, 0, 1))
+    assert [(each.kind, each.size, each.run) for each in blocks] == [(BlockKind.CALLS, 3, ((0, 3),))]
+    assert body == [[b"function"], [b"a"], [b"c"], [b"d"]]
