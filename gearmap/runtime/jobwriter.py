@@ -8,6 +8,7 @@ and their arguments only; their header is the same bytes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -44,11 +45,24 @@ class JobWriter:
         self._run_id = run_id
         self._level = lane.level
         self._session_id = session_id
-        self._session_key = session_key
+        self._keys = seal.Deriver(session_key)
         self._functions: dict[Hashable, Any] = {}
         # Kept until their tasks are settled. The payload of a block of calls is a list, one for each call.
         self._blocks: dict[int, tuple[BlockKind, Any, Place]] = {}
         self._headers: dict[Any, bytes] = {}
+        self._prepared: tuple[str, bytes, bytes, seal.Sealer] | None = None
+
+    def prepare(self) -> None:
+        """Draw the next job's unique and derive its key, when there is time: with an answer on its way, not a job."""
+        if self._prepared is None:
+            self._prepared = self._make_sealer()
+
+    def _make_sealer(self) -> tuple[str, bytes, bytes, seal.Sealer]:
+        """Return a fresh unique as text and as bytes, the context that goes with it, and what seals its job."""
+        unique = os.urandom(16).hex()
+        name = unique.encode()
+        sealer = seal.Sealer(seal.job_key(self._keys, name))
+        return unique, name, envelope.make_context(self._context_start, name), sealer
 
     def add_function(self, digest: Hashable, payload: Any) -> None:
         """Keep a pickled function for the rest of the run."""
@@ -68,32 +82,28 @@ class JobWriter:
         self._functions.clear()
         self._headers.clear()
 
-    def seal(
-        self, chunk: ev.Submit, unique: str, *, expiry: int
-    ) -> tuple[bytes | envelope.SealedMessage, OutcomeReader]:
-        """Return the sealed job of a chunk, and what reads its outcomes.
+    def seal(self, chunk: ev.Submit, *, expiry: int) -> tuple[str, bytes | envelope.SealedMessage, OutcomeReader]:
+        """Return a fresh unique, the job of the chunk sealed for it, and what reads its outcomes.
 
         Parameters
         ----------
-        unique
-            Fresh for each attempt.
         expiry
             Unix time in seconds.
         """
-        name = unique.encode()
-        context = envelope.make_context(self._context_start, name)
+        prepared, self._prepared = self._prepared, None
+        unique, name, context, sealer = prepared or self._make_sealer()
         header, body = self._content(chunk)
         sealed = envelope.seal_now(
             kind=envelope.Kind.JOB,
-            key=seal.job_key(self._session_key, name),
+            key=sealer,
             session_id=self._session_id,
             expiry=expiry,
             context=context,
             header=header,
             body=envelope.frame(body),
         )
-        reader = OutcomeReader(chunk.server, chunk.function, self._session_id, self._session_key, name, context)
-        return sealed, reader
+        reader = OutcomeReader(chunk.server, chunk.function, self._session_id, self._keys, name, context)
+        return unique, sealed, reader
 
     def _content(self, chunk: ev.Submit) -> tuple[bytes, list[Any]]:
         """Return the encoded header and the payloads of the body."""

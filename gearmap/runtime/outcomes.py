@@ -49,7 +49,13 @@ class OutcomeReader:
     __slots__ = ("_context", "_session_id", "_session_key", "_unique", "_writers", "function", "server")
 
     def __init__(
-        self, server: int, function: Hashable, session_id: bytes, session_key: bytes, unique: bytes, context: bytes
+        self,
+        server: int,
+        function: Hashable,
+        session_id: bytes,
+        session_key: seal.Deriver,
+        unique: bytes,
+        context: bytes,
     ) -> None:
         self.server = server
         self.function = function

@@ -13,7 +13,6 @@ Data flow::
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -250,6 +249,7 @@ class Run:
         if events or is_news:
             self._apply(events, now)
         elif now < self.due:
+            self._writer.prepare()
             return  # an acknowledgement only: nothing depends on it
         if not self.closed:
             self._look_around(now)
@@ -452,9 +452,9 @@ class Run:
             again.append(ev.AttemptLost(instruction.attempt, ev.LossReason.UNSENT, "a task was cancelled"))
             again.extend(ev.CancelTask(task) for task in cancelled)
             return
-        unique = os.urandom(16).hex()
         attempt, server = instruction.attempt, instruction.server
-        sealed, self._sent[attempt] = self._writer.seal(instruction, unique, expiry=int(time.time()) + EXPIRY_SECONDS)
+        expiry = int(time.time()) + EXPIRY_SECONDS
+        unique, sealed, self._sent[attempt] = self._writer.seal(instruction, expiry=expiry)
         priority: Any = self.settings.priority  # checked where it was given
         request = JobRequest(attempt, self._writer.function_name, unique, sealed, priority)
         self._outbox.setdefault(server, []).append(request)

@@ -59,7 +59,7 @@ class Work:
         unique: bytes,
         prefix: envelope.Prefix,
         context: bytes,
-        session_key: bytes,
+        session_key: seal.Deriver,
         job_key: bytes,
         header: JobHeader,
         execution_id: bytes,
@@ -128,7 +128,7 @@ class JobOpener:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        self._session_keys: OrderedDict[bytes, bytes] = OrderedDict()
+        self._session_keys: OrderedDict[bytes, seal.Deriver] = OrderedDict()
         self._headers = HeaderMemo()
 
     def open(self, job: AssignedJob, *, execution_id: bytes, now: float) -> Work:
@@ -149,8 +149,8 @@ class JobOpener:
         header = self._headers.read(envelope.open_header(job.data, prefix, job_key, context))
         return Work(job, unique, prefix, context, session_key, job_key, header, execution_id, now)
 
-    def _derive(self, session_id: bytes) -> bytes:
-        key = self._session_keys[session_id] = seal.session_key(self._secret, session_id)
+    def _derive(self, session_id: bytes) -> seal.Deriver:
+        key = self._session_keys[session_id] = seal.Deriver(seal.session_key(self._secret, session_id))
         if len(self._session_keys) > KEPT_SESSIONS:
             self._session_keys.popitem(last=False)
         return key

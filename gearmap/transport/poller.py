@@ -10,7 +10,6 @@ import math
 import select
 import selectors
 import socket
-import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,6 +18,8 @@ __all__ = ["Pollable", "Poller", "Waker"]
 _READ = 1
 _WRITE = 4
 _MAX_EVENTS = 256
+# More than threads can leave there while one of them is woken up.
+_WAKE_BYTES = 4096
 
 
 class _Selector:
@@ -200,13 +201,17 @@ class Poller:
 
 
 class Waker:
-    """Ends a poll from any thread. Many calls of `wake` before the poll are one: at most one byte waits."""
+    """Ends a poll from any thread, and from a signal handler. Many calls of `wake` before the poll are mostly one.
+
+    There is no lock: the woken thread would run into it while the waking one is still on its way out of the system
+    call. What is announced must be in its place before `wake`. Who finds `_is_pending` set sends nothing; that is
+    right because it is unset before anything announced is looked at. A byte too many is only a poll too many.
+    """
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
-        self._lock = threading.Lock()
         self._is_pending = False
 
     wants_write = False
@@ -219,24 +224,24 @@ class Waker:
 
     def wake(self) -> None:
         """End the present poll, or the next one if there is none."""
-        with self._lock:
-            if self._is_pending or self._writer.fileno() < 0:
-                return
-            self._is_pending = True
+        if self._is_pending:
+            return
+        self._is_pending = True
+        try:
             self._writer.send(b"\0")
+        except OSError:
+            pass  # full, so the poll ends anyway; or closed
 
     def on_readable(self) -> None:
-        with self._lock:
-            self._is_pending = False
-            try:
-                self._reader.recv(16)
-            except BlockingIOError:
-                pass
+        try:
+            self._reader.recv(_WAKE_BYTES)
+        except BlockingIOError:
+            pass
+        self._is_pending = False
 
     def on_writable(self) -> None:
         """Never wanted."""
 
     def close(self) -> None:
-        with self._lock:
-            self._reader.close()
-            self._writer.close()
+        self._reader.close()
+        self._writer.close()

@@ -319,7 +319,7 @@ def open_message(data: Buffer, prefix: Prefix, key: bytes | Sealer, context: byt
         header = open_header(data, prefix, sealer, context)
         return header, open_body(data, prefix, sealer, context) if body_bytes else memoryview(bytearray())
     # One piece, as nearly always: both with what is worked out once.
-    associated = prefix.pack() + context
+    associated = bytes(data[:PREFIX_BYTES]) + context
     start = PREFIX_BYTES + prefix.header_bytes
     view = flat_view(data)
     header = sealer.open(view[PREFIX_BYTES:start], sequence=sequence, index=0, last=False, associated=associated)
@@ -344,7 +344,7 @@ def open_header(data: Buffer, prefix: Prefix, key: bytes | Sealer, context: byte
         sequence=prefix.sequence,
         index=0,
         last=not prefix.body_bytes,
-        associated=prefix.pack() + context,
+        associated=bytes(data[:PREFIX_BYTES]) + context,
     )
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "KEY_BYTES",
     "MAX_SEQUENCE",
     "TAG_BYTES",
+    "Deriver",
     "Sealer",
     "job_key",
     "key_id",
@@ -77,21 +78,36 @@ def session_key(secret: bytes, session_id: bytes) -> bytes:
     return _expand(hmac.digest(session_id, secret, "sha256"), b"gearmap1 session")
 
 
-def job_key(session_key: bytes, unique: bytes) -> bytes:
+def job_key(session_key: bytes | Deriver, unique: bytes) -> bytes:
     """The key of one attempt's job, written by the client only."""
     return _expand(session_key, b"gearmap1 job" + _length(unique) + unique)
 
 
-def outcome_key(session_key: bytes, unique: bytes, execution_id: bytes) -> bytes:
+def outcome_key(session_key: bytes | Deriver, unique: bytes, execution_id: bytes) -> bytes:
     """The key of one execution's outcomes, written by the child only."""
     _check_id("execution_id", execution_id)
     return _expand(session_key, b"gearmap1 outcome" + _length(unique) + unique + execution_id)
 
 
-def node_key(session_key: bytes, unique: bytes, execution_id: bytes) -> bytes:
+def node_key(session_key: bytes | Deriver, unique: bytes, execution_id: bytes) -> bytes:
     """The key of one execution's beats and refusals, written by the node only."""
     _check_id("execution_id", execution_id)
     return _expand(session_key, b"gearmap1 node" + _length(unique) + unique + execution_id)
+
+
+class Deriver:
+    """A session key from which many keys are derived: what HMAC makes of the key alone is worked out once."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, key: bytes) -> None:
+        self._begun = hmac.new(key, digestmod="sha256")
+
+    def expand(self, info: bytes) -> bytes:
+        """HKDF-Expand with one block of output (RFC 5869 section 2.3)."""
+        block = self._begun.copy()
+        block.update(info + b"\1")
+        return block.digest()
 
 
 class Sealer:
@@ -133,8 +149,10 @@ def _nonce(sequence: int, index: int, last: bool) -> bytes:
     return (sequence << _SEQUENCE_SHIFT | index << _PIECE_SHIFT | last).to_bytes(_NONCE_BYTES, "big")
 
 
-def _expand(key: bytes, info: bytes) -> bytes:
+def _expand(key: bytes | Deriver, info: bytes) -> bytes:
     """HKDF-Expand with one block of output (RFC 5869 section 2.3)."""
+    if isinstance(key, Deriver):
+        return key.expand(info)
     return hmac.digest(key, info + b"\1", "sha256")
 
 

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from gearmap.errors import SealError
 from gearmap.wire import seal
-from gearmap.wire.seal import Sealer, job_key, key_id, node_key, outcome_key, session_key
+from gearmap.wire.seal import Deriver, Sealer, job_key, key_id, node_key, outcome_key, session_key
 
 SECRET = bytes(range(32))
 SESSION_ID = b"s" * 16
@@ -24,6 +24,15 @@ def test_a_job_key_is_one_block_of_hkdf_expand():
     key = session_key(SECRET, SESSION_ID)
     expected = HKDFExpand(hashes.SHA256(), 32, info=b"gearmap1 job\0\0\0\x02ab").derive(key)
     assert job_key(key, b"ab") == expected
+
+
+def test_a_deriver_derives_what_the_bare_session_key_does_again_and_again():
+    key = session_key(SECRET, SESSION_ID)
+    deriver = Deriver(key)
+    for unique in (b"u1", b"u2", b"u1"):
+        assert job_key(deriver, unique) == job_key(key, unique)
+        assert outcome_key(deriver, unique, EXECUTION_ID) == outcome_key(key, unique, EXECUTION_ID)
+        assert node_key(deriver, unique, EXECUTION_ID) == node_key(key, unique, EXECUTION_ID)
 
 
 def test_no_two_writers_share_a_key():
