@@ -77,7 +77,9 @@ def map(
     *iterables: Iterable[Any],
     chunksize: int | None = None,
     timeout: float | None = None,
+    task_timeout: float | None = None,
     retries: int = 0,
+    retry_exceptions: type[BaseException] | Sequence[type[BaseException]] = (Exception,),
     return_exceptions: bool = False,
     max_workers: int | None = None,
     progress: bool | None = None,
@@ -101,8 +103,13 @@ def map(
         Tasks that travel together; by default as many as make about 0.15 s of work.
     timeout
         Seconds to wait for the whole map; then it is cancelled.
+    task_timeout
+        Seconds that each task may run; then its process is ended, and it fails with `TaskTimeout`. Waiting for a worker
+        and unpickling do not count.
     retries
-        How often a task that raised is run again.
+        How often a task that raised, or ran too long, is run again: after half a second, then one, then two ...
+    retry_exceptions
+        For which exceptions: a class, a list or a tuple. `SystemExit` and its like are no `Exception`.
     return_exceptions
         Return the exceptions of failed tasks in their places, instead of stopping at the first.
     max_workers
@@ -127,6 +134,10 @@ def map(
     ------
     Exception
         The first failing task's own exception; its `__cause__` is the remote traceback.
+    TaskTimeout
+        If a task ran longer than `task_timeout`.
+    WorkerLost
+        If a task took its worker with it, three times.
     RunTimeout
         If `timeout` has passed.
     SerializationError
@@ -143,7 +154,9 @@ def map(
     chosen = {
         "chunksize": chunksize,
         "timeout": timeout,
+        "task_timeout": task_timeout,
         "retries": retries,
+        "retry_exceptions": retry_exceptions,
         "return_exceptions": return_exceptions,
         "max_workers": max_workers,
         "progress": progress,
@@ -162,7 +175,9 @@ def starmap(
     *,
     chunksize: int | None = None,
     timeout: float | None = None,
+    task_timeout: float | None = None,
     retries: int = 0,
+    retry_exceptions: type[BaseException] | Sequence[type[BaseException]] = (Exception,),
     return_exceptions: bool = False,
     max_workers: int | None = None,
     progress: bool | None = None,
@@ -182,7 +197,9 @@ def starmap(
     chosen = {
         "chunksize": chunksize,
         "timeout": timeout,
+        "task_timeout": task_timeout,
         "retries": retries,
+        "retry_exceptions": retry_exceptions,
         "return_exceptions": return_exceptions,
         "max_workers": max_workers,
         "progress": progress,

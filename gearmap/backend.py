@@ -25,13 +25,14 @@ from gearmap.config import (
     ServerChoice,
     ServerMode,
     config_folder,
+    exception_classes,
     resolve_key_file,
     resolve_servers,
 )
 from gearmap.core.engine import RunEngine
 from gearmap.core.names import Lane
 from gearmap.core.retry import RetryPolicy
-from gearmap.errors import ClusterBroken, ConfigurationError
+from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
 from gearmap.keyfile import load_key, load_or_make_key
 from gearmap.runtime import child
 from gearmap.runtime.driver import Driver
@@ -152,9 +153,10 @@ class Backend:
             session_key=seal.session_key(self._secret, session_id),
             priority=options.priority,
             feeds=feeds,
+            task_timeout=options.task_timeout,
         )
         engine = RunEngine(
-            policy=RetryPolicy(retries=options.retries, max_worker_losses=options.max_worker_losses),
+            policy=_policy(options),
             chunksize=options.chunksize,
             max_workers=options.max_workers,
             fail_fast=feeds is not None and not options.return_exceptions,
@@ -267,6 +269,14 @@ def _of_choice(choice: ServerChoice, key: str | os.PathLike[str] | None) -> Back
         raise ConfigurationError(f"there is no cluster to use: {choice.origin} says 'none'")
     secret = _find_key(key, choice.addresses) if choice.mode is ServerMode.SERVERS else b""
     return Backend(choice.mode, choice.addresses, secret)
+
+
+def _policy(options: RunOptions) -> RetryPolicy:
+    return RetryPolicy(
+        retries=options.retries,
+        retry_timeouts=issubclass(TaskTimeout, exception_classes(options.retry_exceptions)),
+        max_worker_losses=options.max_worker_losses,
+    )
 
 
 def _find_key(key: str | os.PathLike[str] | None, addresses: Sequence[ServerAddress]) -> bytes:

@@ -148,7 +148,7 @@ class Client(BoundOptions):
         backend = self._backend
         if backend.mode is ServerMode.INLINE:
             values = (tuple(row) for row in iterables[0]) if rows else zip(*iterables, strict=False)
-            return run_inline(fn, values, retries=options.retries, return_exceptions=options.return_exceptions)
+            return run_inline(fn, values, options)
         function = backend.pickle_function(fn)
         driver = backend.ready_driver()
         kind = choose_sink(progress=options.progress, is_terminal=_is_terminal(), environ=os.environ)
@@ -174,7 +174,7 @@ class Client(BoundOptions):
         backend = self._backend
         if backend.mode is ServerMode.INLINE:
             self._inline_tasks += 1
-            return submit_inline(fn, args, kwargs, self._inline_tasks - 1)
+            return submit_inline(fn, args, kwargs, self._inline_tasks - 1, options)
         function = backend.pickle_function(fn)
         call = dumps((args, kwargs), name="the arguments", snapshot=True)
         place = backend.place()

@@ -7,6 +7,7 @@ Nothing here opens a file or a socket; the environment and the config file's tex
 from __future__ import annotations
 
 import configparser
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "ServerMode",
     "check_queue",
     "config_folder",
+    "exception_classes",
     "parse_server",
     "resolve_key_file",
     "resolve_servers",
@@ -207,8 +209,12 @@ class RunOptions:
         Tasks in each job, or None to measure and adapt.
     timeout
         Seconds that the caller of a map waits in all; then the run is cancelled.
+    task_timeout
+        Seconds that one task may run, or None. Waiting for a worker and unpickling do not count.
     retries
-        Re-executions of a task that raised.
+        Re-executions of a task that raised or ran longer than `task_timeout`.
+    retry_exceptions
+        Which exceptions `retries` is for: a class, a list or a tuple (kept as a tuple). `TaskTimeout` is one of them.
     return_exceptions
         Whether failures come back in place of results, instead of ending the run.
     max_workers
@@ -223,13 +229,17 @@ class RunOptions:
         "low", "normal" or "high".
     queue
         Lane of work; 1 to 64 letters, digits, "_", "-".
+    retry_delay
+        Seconds before the first re-execution of a task; they double each time, up to 30 s. 0 is at once.
     max_worker_losses
         How many workers a task may take with it before it is given up.
     """
 
     chunksize: int | None = None
     timeout: float | None = None
+    task_timeout: float | None = None
     retries: int = 0
+    retry_exceptions: type[BaseException] | Sequence[type[BaseException]] = (Exception,)
     return_exceptions: bool = False
     max_workers: int | None = None
     progress: bool | None = None
@@ -237,6 +247,7 @@ class RunOptions:
     total: int | None = None
     priority: str = "normal"
     queue: str = "default"
+    retry_delay: float = 0.5
     max_worker_losses: int = 3
 
     def __post_init__(self) -> None:
@@ -245,7 +256,12 @@ class RunOptions:
         _check_whole("max_workers", self.max_workers, least=1, optional=True)
         _check_whole("total", self.total, least=0, optional=True)
         _check_whole("max_worker_losses", self.max_worker_losses, least=0)
-        _check_seconds("timeout", self.timeout)
+        if self.timeout is not None:
+            _check_seconds("timeout", self.timeout)
+        if self.task_timeout is not None:
+            _check_limit("task_timeout", self.task_timeout)
+        _check_seconds("retry_delay", self.retry_delay)
+        object.__setattr__(self, "retry_exceptions", exception_classes(self.retry_exceptions))
         for name in ("return_exceptions", "progress"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "progress" and value is None):
@@ -285,7 +301,34 @@ def _check_whole(name: str, value: object, *, least: int, optional: bool = False
 
 
 def _check_seconds(name: str, value: object) -> None:
-    if value is None:
-        return
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise ConfigurationError(f"{name} must be seconds, 0 or more, got {value!r}")
+
+
+def _check_limit(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigurationError(f"{name} must be seconds, more than 0, or None for no limit, got {value!r}")
+
+
+def exception_classes(value: object) -> tuple[type[BaseException], ...]:
+    """Return what `retry_exceptions` means: one class, or a list or tuple of them.
+
+    Raises
+    ------
+    ConfigurationError
+        If anything in it is no exception class.
+
+    Examples
+    --------
+    >>> exception_classes(OSError)
+    (<class 'OSError'>,)
+    >>> exception_classes([OSError, ValueError])
+    (<class 'OSError'>, <class 'ValueError'>)
+    """
+    classes = tuple(value) if isinstance(value, list | tuple) else (value,)
+    for each in classes:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise ConfigurationError(
+                f"retry_exceptions must be an exception class, or a list or tuple of them, got {value!r}"
+            )
+    return classes

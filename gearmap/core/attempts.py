@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from gearmap.core.events import TaskRange
 from gearmap.core.retry import History
 
-__all__ = ["Attempt", "merged", "parted"]
+__all__ = ["Attempt", "parted", "without"]
 
 
 @dataclass(slots=True)
@@ -66,21 +66,6 @@ class Attempt:
         return next((at for at in reversed(self.executions.values()) if at is not None), None)
 
 
-def merged(ranges: Iterable[TaskRange]) -> list[TaskRange]:
-    """Join neighbours.
-
-    >>> merged([(0, 1), (1, 2), (4, 5)])
-    [(0, 2), (4, 5)]
-    """
-    result: list[TaskRange] = []
-    for start, stop in ranges:
-        if result and result[-1][1] == start:
-            result[-1] = (result[-1][0], stop)
-        else:
-            result.append((start, stop))
-    return result
-
-
 def parted(ranges: Iterable[TaskRange], at: int) -> tuple[list[TaskRange], list[TaskRange]]:
     """Return the first `at` tasks, and the others.
 
@@ -97,3 +82,20 @@ def parted(ranges: Iterable[TaskRange], at: int) -> tuple[list[TaskRange], list[
         if middle < stop:
             tail.append((middle, stop))
     return head, tail
+
+
+def without(ranges: Iterable[TaskRange], task: int) -> list[TaskRange]:
+    """Return all tasks but one.
+
+    >>> without([(0, 3), (7, 9)], 7)
+    [(0, 3), (8, 9)]
+    >>> without([(0, 3)], 7)
+    [(0, 3)]
+    """
+    result: list[TaskRange] = []
+    for start, stop in ranges:
+        if start <= task < stop:
+            result += [part for part in ((start, task), (task + 1, stop)) if part[0] < part[1]]
+        else:
+            result.append((start, stop))
+    return result

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gearmap.core import events as ev
-from gearmap.core.attempts import Attempt, merged, parted
+from gearmap.core.attempts import Attempt, parted, without
 from gearmap.core.board import CANCELLED, DONE, FAILED, SENT, WAITING, TaskBoard
 from gearmap.core.chunking import TARGET_BYTES, TaskStatistics, chunk_size
 from gearmap.core.retry import MAX_REFUSALS, History, RetryPolicy, Verdict, after_refusal, decide
@@ -339,6 +339,8 @@ class RunEngine:
         kind = ev.NotRunKind.AGAIN if report is None else report.reason
         if report is not None and kind is ev.NotRunKind.DIED:
             reruns = self._after_death(attempt, rest, report, worker, out)
+        elif report is not None and kind is ev.NotRunKind.TIMED_OUT:
+            reruns = self._after_timeout(attempt, rest, report, worker, out)
         else:
             history = after_refusal(attempt.history, kind, worker or "", workers=self._workers)
             reruns = [] if history is None else [_Rerun(rest, history)]
@@ -368,9 +370,7 @@ class RunEngine:
             culprit = rest[0][0]
         elif not self._board.is_open(culprit):
             return [_Rerun(rest, known)]
-        before = sum(min(stop, culprit) - start for start, stop in rest if start < culprit)
-        head, tail = parted(rest, before)
-        others = merged(head + parted(tail, 1)[1])
+        others = without(rest, culprit)
         reruns = [_Rerun(others, known)] if others else []
         losses = self._losses[culprit] = self._losses.get(culprit, 0) + 1
         if decide(self._policy, losses=losses) is Verdict.RUN_AGAIN:
@@ -378,6 +378,31 @@ class RunEngine:
             return [*reruns, _Rerun([(culprit, culprit + 1)], History(avoid, known.lacking))]
         out.append(ev.LoseTask(culprit, losses, report.detail, worker))
         self._settle(culprit, culprit + 1, FAILED, out)
+        return reruns
+
+    def _after_timeout(
+        self,
+        attempt: Attempt,
+        rest: list[ev.TaskRange],
+        report: ev.NotRunReport,
+        worker: str | None,
+        out: list[ev.Instruction],
+    ) -> list[_Rerun]:
+        """Count a failure of the task that ran too long, if it is still to blame; return what goes again."""
+        known = History(avoid=attempt.history.lacking, lacking=attempt.history.lacking)
+        slow = attempt.task_at(report.charged)
+        if slow is None or slow in attempt.failed or not self._board.is_open(slow):
+            return [_Rerun(rest, known)]
+        others = without(rest, slow)
+        reruns = [_Rerun(others, known)] if others else []
+        failures = self._failures[slow] = self._failures.get(slow, 0) + 1
+        losses = self._losses.get(slow, 0)
+        policy = self._policy
+        if policy.retry_timeouts and decide(policy, failures=failures) is Verdict.RUN_AGAIN:
+            return [*reruns, _Rerun([(slow, slow + 1)], known)]
+        allowed = 1 + losses + policy.retries if policy.retry_timeouts else failures + losses
+        out.append(ev.TimeOutTask(slow, failures + losses, allowed, worker, report.detail))
+        self._settle(slow, slow + 1, FAILED, out)
         return reruns
 
     def _refused(

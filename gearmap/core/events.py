@@ -44,6 +44,7 @@ __all__ = [
     "TaskFailed",
     "TaskRange",
     "Tick",
+    "TimeOutTask",
     "WorkersSeen",
 ]
 
@@ -98,6 +99,7 @@ class NotRunKind(Enum):
 
     AGAIN = "submit it again, to anyone"
     DIED = "the child died of the charged task"
+    TIMED_OUT = "the charged task ran longer than it may"
     AVOIDED = "the header named this worker to be avoided"
     CANNOT_LOAD = "this worker cannot load the function"
     EXPIRED = "the envelope was too old, or came from the future"
@@ -169,7 +171,8 @@ class TaskFailed:
 class NotRunReport:
     """Part of an outcome: the node did not run the rest.
 
-    `charged` is the position that is blamed (a child died of it); everything else is run again uncharged.
+    `charged` is the position that is blamed (a child died of it, or it ran too long); everything else is run again
+    uncharged. A time-out that charges nobody is one that came too late: the child had moved on.
     `failure` is what every task fails with if no other worker can do better (a package that is missing).
     """
 
@@ -275,6 +278,17 @@ class LoseTask:
 
 
 @dataclass(frozen=True, slots=True)
+class TimeOutTask:
+    """The task ran too long, in the last of the `allowed` attempts."""
+
+    task: int
+    attempts: int
+    allowed: int
+    worker: str | None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CancelAttempt:
     """Nobody waits for this attempt any more: drop it from the server's queue, or stop it."""
 
@@ -314,4 +328,6 @@ Input: TypeAlias = (
     | CancelRun
     | Tick
 )
-Instruction: TypeAlias = Submit | Deliver | FailTask | LoseTask | CancelAttempt | DropBlock | BreakRun | RunEnded
+Instruction: TypeAlias = (
+    Submit | Deliver | FailTask | LoseTask | TimeOutTask | CancelAttempt | DropBlock | BreakRun | RunEnded
+)

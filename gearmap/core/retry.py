@@ -33,12 +33,15 @@ class RetryPolicy:
     Attributes
     ----------
     retries
-        Re-executions after an exception of the task's own.
+        Re-executions after an exception of the task's own, or after it ran too long.
+    retry_timeouts
+        Whether a task that ran too long is run again at all.
     max_worker_losses
         How many workers a task may take with it: at this number it is given up.
     """
 
     retries: int = 0
+    retry_timeouts: bool = True
     max_worker_losses: int = 3
 
 

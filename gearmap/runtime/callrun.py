@@ -16,8 +16,9 @@ from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import ClusterBroken, GearmapError
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, ResultShare
+from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.run import Place, Run
-from gearmap.runtime.wording import failure_note, worker_lost
+from gearmap.runtime.wording import failure_note
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.outcome import TaskFailure
 
@@ -168,10 +169,11 @@ class CallRun:
             note = failure_note(f"task {task}", failure, attempts=attempts, worker=worker)
             future.set_exception(PendingFailure(failure, (note,)))
 
-    def lost(self, task: int, losses: int, detail: str, worker: str | None) -> None:
+    def gave_up(self, task: int, reason: GivenUp) -> None:
         future = self._pop(task)
         if future is not None:
-            future.set_exception(worker_lost(task, losses, detail, worker))
+            future.worker, future.attempts = reason.worker, reason.attempts
+            future.set_exception(reason.error())
 
     def broken(self, error: GearmapError) -> None:
         with self._lock:

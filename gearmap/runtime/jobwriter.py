@@ -39,11 +39,14 @@ class Place:
 class JobWriter:
     """Keeps a run's functions and blocks, and seals its jobs."""
 
-    def __init__(self, *, run_id: str, lane: Lane, session_id: bytes, session_key: bytes) -> None:
+    def __init__(
+        self, *, run_id: str, lane: Lane, session_id: bytes, session_key: bytes, task_timeout: float | None = None
+    ) -> None:
         self.function_name = lane.name
         self._context_start = lane.name.encode()
         self._run_id = run_id
         self._level = lane.level
+        self._task_timeout = task_timeout
         self._session_id = session_id
         self._keys = seal.Deriver(session_key)
         self._functions: dict[Hashable, Any] = {}
@@ -139,6 +142,7 @@ class JobWriter:
                 run=self._run_id,
                 function_digest=digest.hex(),
                 foreground=True,
+                task_timeout=self._task_timeout,
                 avoid=avoid,
                 level=self._level,
                 cwd=place.cwd,

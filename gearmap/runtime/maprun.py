@@ -16,11 +16,12 @@ from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSink, ProgressSnapshot
-from gearmap.errors import GearmapError, RunTimeout, SerializationError, WorkerLost
+from gearmap.errors import GearmapError, RunTimeout, SerializationError
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.futures import ResultBatch
+from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.run import Place, Run
-from gearmap.runtime.wording import failure_note, worker_lost
+from gearmap.runtime.wording import failure_note
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
 from gearmap.wire.serializer import dumps
@@ -241,9 +242,8 @@ class MapRun:
     def _rebuild(self, task: int, failure: Any, counts: str) -> BaseException:
         total = self._source.total
         where = f"task {task}" + ("" if total is None else f" of {total}")
-        if not isinstance(failure, tuple):
-            assert isinstance(failure, WorkerLost)
-            return _with_note(failure, f"({where}{counts})")
+        if isinstance(failure, GivenUp):
+            return _with_note(failure.error(), f"({where}{counts})")
         described, attempts, worker = failure
         assert isinstance(described, TaskFailure)
         note = failure_note(where, described, attempts=attempts, worker=worker, counts=counts)
@@ -289,9 +289,9 @@ class MapRun:
         with self._condition:
             self._failures.append((task, (failure, attempts, worker)))
 
-    def lost(self, task: int, losses: int, detail: str, worker: str | None) -> None:
+    def gave_up(self, task: int, reason: GivenUp) -> None:
         with self._condition:
-            self._failures.append((task, worker_lost(task, losses, detail, worker)))
+            self._failures.append((task, reason))
 
     def broken(self, error: GearmapError) -> None:
         with self._condition:

@@ -22,7 +22,10 @@ _KINDS = {
     NotRunReason.CANNOT_LOAD: ev.NotRunKind.CANNOT_LOAD,
     NotRunReason.EXPIRED: ev.NotRunKind.EXPIRED,
     NotRunReason.CHILD_DIED: ev.NotRunKind.DIED,
+    NotRunReason.TIMED_OUT: ev.NotRunKind.TIMED_OUT,
 }
+
+_CHARGED = (ev.NotRunKind.DIED, ev.NotRunKind.TIMED_OUT)
 
 Opened = list[tuple["ev.OutcomeArrived | ev.Beat", list[ResultBatch]]]
 
@@ -128,7 +131,7 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
         if not_run.reason is NotRunReason.CANNOT_LOAD and failures:
             failure, failures = failures[0], ()
         kind = _KINDS.get(not_run.reason, ev.NotRunKind.AGAIN)
-        charged = outcome.beat if kind is ev.NotRunKind.DIED else None
+        charged = outcome.beat if kind in _CHARGED else None
         report = ev.NotRunReport(kind, not_run.detail, charged, failure)
     event = ev.OutcomeArrived(
         attempt=attempt,

@@ -24,6 +24,7 @@ from gearmap.core.names import Lane, explain_no_worker
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import ClockSkew, GearmapError, JobRejected, ServerUnavailable, WireError
 from gearmap.runtime.futures import ResultBatch
+from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.jobwriter import JobWriter, Place
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.serverlink import ServerLink
@@ -76,8 +77,8 @@ class Consumer(Protocol):
     def failed(self, task: int, failure: Any, attempts: int, worker: str) -> None:
         """The task raised, for good."""
 
-    def lost(self, task: int, losses: int, detail: str, worker: str | None) -> None:
-        """The task took too many workers with it."""
+    def gave_up(self, task: int, reason: GivenUp) -> None:
+        """The task took too many workers with it, or ran too long."""
 
     def broken(self, error: GearmapError) -> None:
         """The run cannot go on."""
@@ -119,6 +120,7 @@ class RunSettings:
     session_key: bytes = field(repr=False)
     priority: str = "normal"
     feeds: Hashable = None
+    task_timeout: float | None = None
 
 
 class Run:
@@ -150,6 +152,7 @@ class Run:
             lane=settings.lane,
             session_id=settings.session_id,
             session_key=settings.session_key,
+            task_timeout=settings.task_timeout,
         )
         self._newest_function: Hashable = None
         self._seconds: dict[Hashable, float] = {}
@@ -180,6 +183,7 @@ class Run:
             ev.Submit: self._submit,
             ev.FailTask: self._fail_task,
             ev.LoseTask: self._lose_task,
+            ev.TimeOutTask: self._time_out_task,
             ev.DropBlock: self._drop_block,
             ev.CancelAttempt: self._cancel_attempt,
             ev.BreakRun: self._break,
@@ -431,7 +435,10 @@ class Run:
         self.consumer.failed(instruction.task, instruction.failure, instruction.attempts, instruction.worker)
 
     def _lose_task(self, instruction: ev.LoseTask, again: list[ev.Input]) -> None:
-        self.consumer.lost(instruction.task, instruction.losses, instruction.detail, instruction.worker)
+        self.consumer.gave_up(instruction.task, GivenUp.lost(instruction))
+
+    def _time_out_task(self, instruction: ev.TimeOutTask, again: list[ev.Input]) -> None:
+        self.consumer.gave_up(instruction.task, GivenUp.timed_out(instruction, self.settings.task_timeout))
 
     def _drop_block(self, instruction: ev.DropBlock, again: list[ev.Input]) -> None:
         self._writer.drop_block(instruction.block)

@@ -68,6 +68,7 @@ class NotRunReason(Enum):
     CHILD_DIED = "child_died"  # the process that ran the tasks is gone
     # The initializer raised: what it raised is the outcome's only failure. Without one, its process died of it.
     INITIALIZER_FAILED = "initializer_failed"
+    TIMED_OUT = "timed_out"  # a task ran too long, and the process that ran it was ended
 
 
 # A header of fixed layout: mark, final, first and last position, seconds, tasks; the worker's name follows. JSON starts
@@ -119,7 +120,7 @@ class Outcome:
     worker
         Name of the worker.
     beat
-        The task that is being run, or None if this is no beat.
+        The task that is being run, or None if this is no beat. With CHILD_DIED and TIMED_OUT the task that is to blame.
     """
 
     done: Ranges = ()

@@ -246,6 +246,21 @@ WRONG: list[tuple[str, Any, str]] = [
     ("timeout", math.nan, "seconds, 0 or more"),
     ("timeout", "10", "seconds, 0 or more"),
     ("timeout", True, "seconds, 0 or more"),
+    ("task_timeout", 0, "seconds, more than 0, or None"),
+    ("task_timeout", -1.0, "seconds, more than 0, or None"),
+    ("task_timeout", math.nan, "seconds, more than 0, or None"),
+    ("task_timeout", math.inf, "seconds, more than 0, or None"),
+    ("task_timeout", "30", "seconds, more than 0, or None"),
+    ("retry_exceptions", "ValueError", "an exception class, or a list or tuple of them"),
+    ("retry_exceptions", None, "an exception class, or a list or tuple of them"),
+    ("retry_exceptions", True, "an exception class, or a list or tuple of them"),
+    ("retry_exceptions", ValueError("x"), "an exception class, or a list or tuple of them"),
+    ("retry_exceptions", int, "an exception class, or a list or tuple of them"),
+    ("retry_exceptions", (ValueError, "OSError"), "an exception class, or a list or tuple of them"),
+    ("retry_exceptions", {ValueError}, "an exception class, or a list or tuple of them"),
+    ("retry_delay", -0.5, "seconds, 0 or more"),
+    ("retry_delay", None, "seconds, 0 or more"),
+    ("retry_delay", "0.5", "seconds, 0 or more"),
     ("return_exceptions", 1, "True or False"),
     ("return_exceptions", None, "True or False"),
     ("progress", 1, "True or False"),
@@ -288,6 +303,12 @@ def test_every_option_has_a_wrong_value_above() -> None:
         ("timeout", 0),
         ("timeout", 0.5),
         ("timeout", math.inf),
+        ("task_timeout", 1e-9),
+        ("task_timeout", None),
+        ("retry_exceptions", ()),
+        ("retry_exceptions", (SystemExit, OSError)),
+        ("retry_delay", 0),
+        ("retry_delay", math.inf),
         ("retries", 0),
         ("total", 0),
         ("progress", False),
@@ -301,6 +322,14 @@ def test_every_option_has_a_wrong_value_above() -> None:
 )
 def test_a_value_at_the_edge_is_taken(name: str, value: Any) -> None:
     assert getattr(RunOptions(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("given", [OSError, [OSError], (OSError,)])
+def test_exceptions_to_retry_come_as_a_class_a_list_or_a_tuple_and_are_the_same_options(given: Any) -> None:
+    options = RunOptions(retry_exceptions=given)
+    assert options.retry_exceptions == (OSError,)
+    assert options == RunOptions(retry_exceptions=(OSError,))
+    assert hash(options.with_changes({"retries": 2})) == hash(RunOptions(retry_exceptions=OSError, retries=2))
 
 
 def test_changes_make_a_copy_and_are_checked() -> None:

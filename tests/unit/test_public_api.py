@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,13 +24,13 @@ import pytest
 import gearmap
 from gearmap import api, errors
 from gearmap.client import BoundOptions
-from gearmap.config import RunOptions
+from gearmap.config import MAP_ONLY, RunOptions
 
 LAZY: dict[str, str] = gearmap._HOME
 PUBLIC = sorted({*gearmap.__all__, *LAZY})
 
 # Not keywords of `map`: they come through `gearmap.options(...)` only.
-OPTION_ONLY = {"max_worker_losses"}
+OPTION_ONLY = {"retry_delay", "max_worker_losses"}
 
 MAPS = ("map", "starmap")
 
@@ -220,6 +221,26 @@ def test_every_option_is_documented_once_in_the_dataclass_and_once_in_map() -> N
     assert in_map == ["fn", "iterables", *keywords_of(api.map)]
 
 
+def options_table() -> dict[str, tuple[str, str]]:
+    """Read the README's table: option -> (default, where it is given)."""
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \| ([^|]+) \| [^|]+ \|$", _readme(), re.M)
+    return {name: (default, where.strip()) for name, default, where in rows}
+
+
+def test_the_table_of_options_is_that_of_run_options() -> None:
+    # given
+    in_maps = set(keywords_of(api.map))
+    defaults = {field.name: field.default for field in fields(RunOptions)}
+    # when
+    table = options_table()
+    # then
+    assert list(table) == list(defaults)
+    assert {name: eval(default) for name, (default, _) in table.items()} == defaults
+    for name, (_, where) in table.items():
+        wanted = "maps" if name in MAP_ONLY else "everywhere" if name in in_maps else "`options()`"
+        assert (name, where) == (name, wanted)
+
+
 def test_submit_takes_no_option_of_ours() -> None:
     kinds = [one.kind for one in inspect.signature(api.submit).parameters.values()]
     Kind = inspect.Parameter
@@ -265,6 +286,10 @@ def loaded_after(statement: str, *, names: tuple[str, ...]) -> list[str]:
 
 def _root() -> str:
     return str(next(iter(gearmap.__path__)).rpartition("gearmap")[0])
+
+
+def _readme() -> str:
+    return (Path(_root()) / "README.md").read_text(encoding="utf-8")
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -202,6 +202,50 @@ def test_a_failure_that_is_told_twice_spends_one_retry() -> None:
     assert engine.handle(outcome(job.attempt, failed=failed(0), final=False, execution=b"y"), 1.0) == []
 
 
+# -------------------------------------------------------------------------------------------------- tasks too slow
+
+
+def slow(position: int | None) -> ev.NotRunReport:
+    return not_run(ev.NotRunKind.TIMED_OUT, detail="31 s", charged=position)
+
+
+def test_a_task_that_runs_too_long_is_given_up_and_the_others_run_again_uncharged() -> None:
+    engine, (job,) = running(4)
+    out = engine.handle(outcome(job.attempt, (0, 1), not_run=slow(1)), 1.0)
+    assert ev.TimeOutTask(1, 1, 1, "w", "31 s") in out
+    (others,) = submits(out)
+    assert (tasks(others), others.avoid) == ([2, 3], ())
+    assert engine.handle(outcome(others.attempt, (0, 2)), 2.0)[-1] == ev.RunEnded()
+
+
+def test_a_task_that_ran_too_long_has_retries_like_one_that_failed_and_goes_alone() -> None:
+    engine, (job,) = running(2, policy=RetryPolicy(retries=2))
+    other, again = submits(engine.handle(outcome(job.attempt, not_run=slow(0)), 1.0))
+    assert (tasks(other), tasks(again)) == ([1], [0])
+    (again,) = submits(engine.handle(outcome(again.attempt, failed=failed(0)), 2.0))
+    out = engine.handle(outcome(again.attempt, not_run=slow(0)), 3.0)
+    assert out == [ev.TimeOutTask(0, 3, 3, "w", "31 s")]
+
+
+def test_a_task_that_ran_too_long_is_not_run_again_if_timeouts_are_not_retried() -> None:
+    engine, (job,) = running(1, policy=RetryPolicy(retries=5, retry_timeouts=False))
+    assert engine.handle(outcome(job.attempt, not_run=slow(0)), 1.0)[0] == ev.TimeOutTask(0, 1, 1, "w", "31 s")
+
+
+@pytest.mark.parametrize("position", [None, 0, 7, -1])
+def test_a_timeout_that_came_too_late_charges_nobody(position: int | None) -> None:
+    engine, (job,) = running(3)
+    (again,) = submits(engine.handle(outcome(job.attempt, (0, 1), not_run=slow(position)), 1.0))
+    assert tasks(again) == [1, 2]
+    assert engine.snapshot(1.0).failed == 0
+
+
+def test_by_default_a_task_that_ran_too_long_ends_the_run() -> None:
+    engine, (job, _) = running(2, 2, fail_fast=True)
+    out = engine.handle(outcome(job.attempt, not_run=slow(0)), 1.0)
+    assert (out[0], out[-1]) == (ev.TimeOutTask(0, 1, 1, "w", "31 s"), ev.RunEnded())
+
+
 # --------------------------------------------------------------------------------------------------- lost attempts
 
 

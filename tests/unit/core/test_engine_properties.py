@@ -142,6 +142,8 @@ class World:
                 assert self.jobs[attempt].tasks[position] == one.task
         elif isinstance(one, ev.LoseTask):
             self._settle(one.task, "lost")
+        elif isinstance(one, ev.TimeOutTask):
+            self._settle(one.task, "timed out")
         elif isinstance(one, ev.CancelAttempt):
             assert self.jobs[one.attempt].live
             self.jobs[one.attempt].live = False

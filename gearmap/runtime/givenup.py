@@ -1,0 +1,57 @@
+"""A task that was given up: it did not raise, and has no result either.
+
+Law of the file: it is noted in the driver thread, and made into an error in the thread that asks for the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gearmap.core import events as ev
+from gearmap.errors import TaskError, TaskTimeout, WorkerLost
+
+__all__ = ["GivenUp"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenUp:
+    """Why a task was given up, in words."""
+
+    task: int
+    kind: type[TaskError]
+    reason: str
+    attempts: int
+    worker: str | None
+
+    @classmethod
+    def lost(cls, news: ev.LoseTask) -> GivenUp:
+        """The task took too many workers with it."""
+        times = "once" if news.losses == 1 else f"{news.losses} times"
+        on = "" if news.worker is None else f", last on {news.worker}"
+        return cls(
+            task=news.task,
+            kind=WorkerLost,
+            reason=f"killed its worker {times}: {news.detail}{on}",
+            attempts=news.losses,
+            worker=news.worker,
+        )
+
+    @classmethod
+    def timed_out(cls, news: ev.TimeOutTask, limit: float | None) -> GivenUp:
+        """The task ran longer than the `limit` that its run has for each."""
+        seconds = "" if limit is None else f"={limit:g} s"
+        on = "" if news.worker is None else f" on {news.worker}"
+        attempt = f" (attempt {news.attempts} of {news.allowed})" if news.allowed > 1 else ""
+        return cls(
+            task=news.task,
+            kind=TaskTimeout,
+            reason=f"ran longer than task_timeout{seconds}{on}{attempt}",
+            attempts=news.attempts,
+            worker=news.worker,
+        )
+
+    def error(self) -> TaskError:
+        """Return the error that the task's user gets."""
+        return self.kind(
+            f"task {self.task} {self.reason}", task_index=self.task, attempts=self.attempts, worker=self.worker
+        )
