@@ -130,8 +130,11 @@ class Backend:
         SerializationError
             If it does not pickle.
         """
-        with self._lock:
-            return self._cache.payload(fn)
+        found = self._cache.find(fn)
+        if found is None:
+            with self._lock:
+                found = self._cache.payload(fn)
+        return found
 
     def make_run(
         self, driver: Driver, consumer: Consumer, options: RunOptions, feeds: bytes | None, total: int | None

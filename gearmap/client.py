@@ -23,7 +23,7 @@ from gearmap.runtime.callrun import CallRun
 from gearmap.runtime.futures import Future
 from gearmap.runtime.inline import run_inline, submit_inline
 from gearmap.runtime.maprun import ArgumentSource, MapRun
-from gearmap.wire.serializer import dumps
+from gearmap.wire.serializer import dump_call
 
 __all__ = ["BoundOptions", "Client", "LocalCluster"]
 
@@ -104,7 +104,8 @@ class Client(BoundOptions):
         self._backend = backend
         backend.owner = type(self).__name__
         self._lock = threading.RLock()
-        self._call_runs: dict[Any, CallRun] = {}
+        self._call_runs: dict[RunOptions, CallRun] = {}
+        self._last_calls: tuple[RunOptions | None, CallRun | None] = (None, None)
         self._inline_tasks = 0
 
     # ---------------------------------------------------------------------------------------------------------- surface
@@ -134,6 +135,7 @@ class Client(BoundOptions):
         current.leave(self)
         with self._lock:
             self._call_runs.clear()
+            self._last_calls = (None, None)
         self._backend.close()
 
     # ------------------------------------------------------------------------------------------------------------- runs
@@ -176,7 +178,7 @@ class Client(BoundOptions):
             self._inline_tasks += 1
             return submit_inline(fn, args, kwargs, self._inline_tasks - 1, options)
         function = backend.pickle_function(fn)
-        call = dumps((args, kwargs), name="the arguments", snapshot=True)
+        call = dump_call(args, kwargs)
         place = backend.place()
         run = self._call_run(options)
         try:
@@ -186,6 +188,9 @@ class Client(BoundOptions):
             return self._call_run(options).submit(function, call, place)
 
     def _call_run(self, options: RunOptions) -> CallRun:
+        known, run = self._last_calls
+        if known is options and run is not None and not run.over:
+            return run  # a look-up compares all options
         with self._lock:
             run = self._call_runs.get(options)
             if run is None or run.over:
@@ -194,6 +199,7 @@ class Client(BoundOptions):
                 driver = backend.ready_driver()
                 run = CallRun(driver, lambda consumer: backend.make_run(driver, consumer, options, None, None))
                 self._call_runs[options] = run
+            self._last_calls = (options, run)
             return run
 
 

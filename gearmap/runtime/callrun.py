@@ -1,7 +1,9 @@
 """All `submit`s of a client with the same options: one open-ended run whose results are futures.
 
-Rule 1: `submit` pickles in the calling thread and returns; the driver takes what was submitted in one go.
+Rule 1: `submit` takes a call that was pickled in its thread and returns; the driver takes what was submitted in one go.
 Rule 2: a future is claimed just before its task is sent: until then cancelling it is exact.
+Rule 3: one call adds one object that lives on, its future, and the bytes of its arguments. What can be said of many
+calls at once is said once for a group of them: objects are what the garbage collector's time goes into.
 """
 
 from __future__ import annotations
@@ -9,16 +11,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import ClusterBroken, GearmapError
 from gearmap.runtime.driver import Driver
-from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, ResultShare
+from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, begin, settle
 from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.run import Place, Run
 from gearmap.runtime.wording import failure_note
+from gearmap.wire.framing import Payload
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.outcome import TaskFailure
 
@@ -34,8 +38,19 @@ BLOCK_SECONDS = 0.002
 MAX_BLOCK_CALLS = 64
 MAX_BLOCK_BYTES = 256 * 1024
 
-_Submitted = tuple[int, tuple[bytes, Any], Any, int, Place]
-"""Index, function, payload of the arguments, its size, place."""
+
+class _Group:
+    """Calls of one function that were submitted one after another, and together are no larger than a block may be."""
+
+    __slots__ = ("calls", "first", "function", "futures", "n_bytes", "place")
+
+    def __init__(self, first: int, function: tuple[bytes, Any], place: Place) -> None:
+        self.first = first
+        self.function = function
+        self.place = place
+        self.futures: list[Future[Any]] = []
+        self.calls: list[Any] = []
+        self.n_bytes = 0
 
 
 class CallRun:
@@ -46,16 +61,17 @@ class CallRun:
         self._make_run = make_run
         self._run: Run | None = None
         self._lock = threading.Lock()
-        # Under the lock: submitted and not yet seen by the driver; the next index; whether the driver will look for
-        # more by itself.
-        self._submitted: list[_Submitted] = []
-        self._futures: dict[int, Future[Any]] = {}
+        # Under the lock: submitted and not yet seen by the driver, the newest group last; the next index; whether the
+        # driver will look for more by itself.
+        self._groups: list[_Group] = []
+        self._newest: _Group | None = None
         self._next = 0
         self._told = False
         self.over = False
-        self._claimed: set[int] = set()  # driver thread only
+        self._cancelled = self._on_cancel  # one bound method for all futures
+        self._futures: dict[int, Future[Any]] = {}  # driver thread only: taken and not settled
 
-    def submit(self, function: tuple[bytes, Any], call: Any, place: Place) -> Future[Any]:
+    def submit(self, function: tuple[bytes, Any], call: bytes | Payload, place: Place) -> Future[Any]:
         """Add one call, pickled already; return its future.
 
         Raises
@@ -63,19 +79,38 @@ class CallRun:
         ClusterBroken
             If the run is over.
         """
-        size = len(call[0]) if len(call) == 1 else sum(memoryview(part).nbytes for part in call)
+        size = len(call) if isinstance(call, bytes) else sum(memoryview(part).nbytes for part in call)
         with self._lock:
-            if self.over:
-                raise ClusterBroken("the run is over")
             index = self._next
+            future: Future[Any] = Future(index, self._cancelled, self._lock)
+            group = self._newest
+            if (
+                group is None
+                or (group.function is not function and group.function[0] != function[0])
+                or group.place is not place
+                or group.n_bytes + size > MAX_BLOCK_BYTES
+            ):
+                group = self._add_group(function, place)
+            group.futures.append(future)
+            group.calls.append(call)
+            group.n_bytes += size
             self._next = index + 1
-            future: Future[Any] = Future(index, self._on_cancel)
-            self._futures[index] = future
-            self._submitted.append((index, function, call, size, place))
             told, self._told = self._told, True
         if not told:
             self._driver.post(self._take)
         return future
+
+    def _add_group(self, function: tuple[bytes, Any], place: Place) -> _Group:
+        if self.over:
+            raise ClusterBroken("the run is over")
+        group = self._newest = _Group(self._next, function, place)
+        self._groups.append(group)
+        return group
+
+    def _taken(self) -> list[_Group]:
+        """Take the groups out; the caller holds the lock."""
+        groups, self._groups, self._newest = self._groups, [], None
+        return groups
 
     def _on_cancel(self, task: int) -> None:
         self._driver.post(lambda: self._drop(task))
@@ -91,78 +126,60 @@ class CallRun:
 
     @property
     def has_more(self) -> bool:
-        return bool(self._submitted)
+        return bool(self._groups)
 
     def feed(self, *, saturated: bool) -> bool:
         with self._lock:
-            submitted = self._submitted
-            if not submitted:
+            groups = self._taken()
+            if not groups:
                 self._told = saturated
                 return False
-            self._submitted = []
-        start = 0
-        while start < len(submitted):
-            stop = self._block_end(submitted, start)
-            self._add_block(submitted[start:stop])
-            start = stop
+        for group in groups:
+            self._add(group)
         return True
 
-    def _block_end(self, submitted: Sequence[_Submitted], start: int) -> int:
-        """Return where the block that begins at `start` ends: calls of one function that take no time to speak of."""
-        _, function, _, room, place = submitted[start]
-        assert self._run is not None
-        seconds = self._run.seconds_of(function[0])
-        if seconds is None:
-            return start + 1
-        last = min(len(submitted), start + MAX_BLOCK_CALLS, start + int(BLOCK_SECONDS / max(seconds, 1e-6)))
-        stop = start + 1
-        while stop < last:
-            _, other, _, size, elsewhere = submitted[stop]
-            room += size
-            if other[0] != function[0] or elsewhere is not place or room > MAX_BLOCK_BYTES:
-                break
-            stop += 1
-        return stop
-
-    def _add_block(self, calls: Sequence[_Submitted]) -> None:
-        first, function, _, _, place = calls[0]
-        size = sum(each[3] for each in calls)
-        block = ev.Block(first, first, len(calls), function[0], size)
-        assert self._run is not None
-        self._run.add_block(block, BlockKind.CALLS, [each[2] for each in calls], place, function)
+    def _add(self, group: _Group) -> None:
+        """Hand a group to the run as blocks: single calls until it is known how little time they take."""
+        run = self._run
+        assert run is not None
+        digest, calls = group.function[0], group.calls
+        size = len(calls)
+        self._futures.update(zip(range(group.first, group.first + size), group.futures, strict=True))
+        seconds = run.seconds_of(digest)
+        step = 1 if seconds is None else max(1, min(MAX_BLOCK_CALLS, int(BLOCK_SECONDS / max(seconds, 1e-6))))
+        for start in range(0, size, step):
+            part = calls[start : start + step]
+            first = group.first + start
+            block = ev.Block(first, first, len(part), digest, group.n_bytes * len(part) // size)
+            run.add_block(block, BlockKind.CALLS, part, group.place, group.function)
 
     def _drop(self, task: int) -> None:
         """A future was cancelled while its task waited."""
-        self._pop(task)
+        if self._groups:
+            self._take()
+        future = self._futures.pop(task, None)
+        if future is not None:
+            future.set_running_or_notify_cancel()
         if self._run is not None:
             self._run.tell(ev.CancelTask(task))
 
     def claim(self, first: int, stop: int) -> Sequence[int]:
-        cancelled = []
-        for task in range(first, stop):
-            if task in self._claimed:
-                continue  # sent before; it runs again after a loss
-            future = self._futures.get(task)
-            if future is None or not future.set_running_or_notify_cancel():
-                cancelled.append(task)
-        if cancelled:
-            self._claimed.update(set(range(first, stop)).difference(cancelled))
-        else:
-            self._claimed.update(range(first, stop))
-        return cancelled
+        get = self._futures.get
+        futures = [get(task) for task in range(first, stop)]
+        gone = {future.task_index for future in begin(filter(None, futures), self._lock)}
+        if not gone and None not in futures:
+            return ()
+        for task in gone:
+            del self._futures[task]
+        return [task for task, future in enumerate(futures, first) if future is None or task in gone]
 
     def delivered(self, first: int, size: int, batch: ResultBatch, offset: int, worker: str) -> None:
         pop = self._futures.pop
-        self._claimed.difference_update(range(first, first + size))
-        for number in range(size):
-            future = pop(first + number, None)
-            if future is not None:
-                future.worker = worker
-                future.attempts = future.attempts or 1
-                future.set_result(ResultShare(batch, offset + number))
+        futures = [pop(task, None) for task in range(first, first + size)]
+        settle(futures, self._lock, batch, offset, worker)
 
     def failed(self, task: int, failure: Any, attempts: int, worker: str) -> None:
-        future = self._pop(task)
+        future = self._futures.pop(task, None)
         if future is not None:
             assert isinstance(failure, TaskFailure)
             future.worker, future.attempts = worker, attempts
@@ -170,7 +187,7 @@ class CallRun:
             future.set_exception(PendingFailure(failure, (note,)))
 
     def gave_up(self, task: int, reason: GivenUp) -> None:
-        future = self._pop(task)
+        future = self._futures.pop(task, None)
         if future is not None:
             future.worker, future.attempts = reason.worker, reason.attempts
             future.set_exception(reason.error())
@@ -178,8 +195,9 @@ class CallRun:
     def broken(self, error: GearmapError) -> None:
         with self._lock:
             self.over = True
-            futures = list(self._futures.values())
-            self._futures.clear()
+            groups = self._taken()
+        futures = [*self._futures.values(), *chain.from_iterable(group.futures for group in groups)]
+        self._futures.clear()
         for future in futures:
             if future.running() or future.set_running_or_notify_cancel():
                 future.set_exception(error)
@@ -195,7 +213,3 @@ class CallRun:
 
     def ended(self, snapshot: ProgressSnapshot) -> None:
         self.broken(ClusterBroken("the client was closed before the task had ended"))
-
-    def _pop(self, task: int) -> Future[Any] | None:
-        self._claimed.discard(task)
-        return self._futures.pop(task, None)

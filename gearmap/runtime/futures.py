@@ -2,6 +2,12 @@
 
 Law of the file: the driver thread settles a future, it never unpickles for one. What it puts in is bytes: a share of a
 `ResultBatch`, or a `PendingFailure` that is rebuilt into the task's own exception in the thread that asks.
+
+Nearly all futures of many are asked once, after they were settled. So what the standard library's future needs for
+being watched (a condition, two lists) is made when somebody watches. Until then a future changes only under the lock
+that it shares with the others of its run, many at a time; from then on only under its own condition, as everywhere.
+The shared lock is a leaf: nothing is locked, called or waited for under it. It must not be the condition's own lock:
+`concurrent.futures.wait` holds those of several futures at once and relies on there being one for each.
 """
 
 from __future__ import annotations
@@ -9,14 +15,15 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import Any, TypeVar
 
 from gearmap.errors import SerializationError
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
 from gearmap.wire.serializer import loads
 
-__all__ = ["Future", "PendingFailure", "ResultBatch", "ResultShare"]
+__all__ = ["Future", "PendingFailure", "ResultBatch", "begin", "settle"]
 
 T = TypeVar("T")
 
@@ -65,16 +72,6 @@ class ResultBatch:
             return self._values
 
 
-class ResultShare:
-    """One task's result in a batch. There is one for each task, so it is no dataclass: those are made slowly."""
-
-    __slots__ = ("batch", "offset")
-
-    def __init__(self, batch: ResultBatch, offset: int) -> None:
-        self.batch = batch
-        self.offset = offset
-
-
 class PendingFailure(Exception):
     """Stands in a future for a task's exception until somebody asks; never seen by users."""
 
@@ -86,10 +83,30 @@ class PendingFailure(Exception):
         self.lock = threading.Lock()
 
 
+class _Watch:
+    """What a future has once it is watched."""
+
+    __slots__ = ("callbacks", "condition", "waiters")
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self.waiters: list[Any] = []
+        self.callbacks: list[Callable[[Any], object]] = []
+
+
 class Future(concurrent.futures.Future[T]):
     """The result of one task, to come.
 
     A `concurrent.futures.Future` that can also be awaited.
+
+    Parameters
+    ----------
+    task_index
+        Position of the task in its run.
+    on_cancel
+        Called with the position when the task was cancelled.
+    lock
+        The lock that `begin` and `settle` hold for it and the others of its run.
 
     Attributes
     ----------
@@ -101,12 +118,50 @@ class Future(concurrent.futures.Future[T]):
         Name of the worker that settled it, or None.
     """
 
-    def __init__(self, task_index: int, on_cancel: Callable[[int], None] | None = None) -> None:
-        super().__init__()
+    # There may be hundreds of thousands: one object each, without a dict of attributes.
+    __slots__ = ("_lock", "_offset", "_on_cancel", "_result", "_state", "_watch", "attempts", "task_index", "worker")
+
+    _exception: BaseException | None = None
+
+    def __init__(
+        self,
+        task_index: int,
+        on_cancel: Callable[[int], None] | None = None,
+        lock: threading.Lock | None = None,
+    ) -> None:
+        # Not the standard library's, which makes what `_watch` is for.
+        self._state = PENDING
+        self._result: Any = None
+        self._offset = 0  # in the result, if that is a batch
+        self._watch: _Watch | None = None
+        self._lock = lock or threading.Lock()
+        self._on_cancel = on_cancel
         self.task_index = task_index
         self.attempts = 0
         self.worker: str | None = None
-        self._on_cancel = on_cancel
+
+    def _watched(self) -> _Watch:
+        watch = self._watch
+        if watch is None:
+            with self._lock:
+                watch = self._watch
+                if watch is None:
+                    watch = self._watch = _Watch()
+        return watch
+
+    # The standard library's methods and functions use these names.
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]  # nobody sets it
+        return self._watched().condition
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]  # nobody sets it
+        return self._watched().waiters
+
+    @property
+    def _done_callbacks(self) -> list[Callable[[Any], object]]:
+        return self._watched().callbacks
 
     def cancel(self) -> bool:
         """Cancel the task if it still waits in this process; one that was sent to a job server is running."""
@@ -115,6 +170,18 @@ class Future(concurrent.futures.Future[T]):
         if cancelled and not was_cancelled and self._on_cancel is not None:
             self._on_cancel(self.task_index)
         return cancelled
+
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled."""
+        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def running(self) -> bool:
+        """Whether the task was sent and is not settled."""
+        return self._state == RUNNING
+
+    def done(self) -> bool:
+        """Whether the task is settled or cancelled."""
+        return self._state in (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED)
 
     def result(self, timeout: float | None = None) -> T:
         """Return the task's result, after waiting at most `timeout` seconds.
@@ -130,11 +197,13 @@ class Future(concurrent.futures.Future[T]):
         """
         error: BaseException
         try:
-            value: Any = super().result(timeout)
+            # What is there is read without a lock: the state is written last.
+            is_there = self._state == FINISHED and self._exception is None
+            value: Any = self._result if is_there else super().result(timeout)
         except PendingFailure as pending:
             error = self._rebuild(pending)
         else:
-            result: T = value.batch.value(value.offset) if type(value) is ResultShare else value
+            result: T = value.value(self._offset) if type(value) is ResultBatch else value
             return result
         try:
             raise error
@@ -152,15 +221,15 @@ class Future(concurrent.futures.Future[T]):
         if isinstance(error, PendingFailure):
             return self._rebuild(error)
         value: Any = super().result(timeout) if error is None else None
-        if isinstance(value, ResultShare):
+        if isinstance(value, ResultBatch):
             try:
-                value.batch.values()
+                value.values()
             except SerializationError as unreadable:
                 return unreadable
         return error
 
     def __repr__(self) -> str:
-        text = super().__repr__().replace(f" returned {ResultShare.__name__}", "")
+        text = super().__repr__().replace(f" returned {ResultBatch.__name__}", "")
         error = super().exception(0) if self.done() and not self.cancelled() else None
         if isinstance(error, PendingFailure):
             text = text.replace(PendingFailure.__name__, error.failure.type_name)
@@ -180,3 +249,39 @@ class Future(concurrent.futures.Future[T]):
             if pending.rebuilt is None:
                 pending.rebuilt = rebuild_exception(pending.failure, notes=pending.notes)
             return pending.rebuilt
+
+
+def begin(futures: Iterable[Future[Any]], lock: threading.Lock) -> list[Future[Any]]:
+    """Let futures run that share a lock, and that may run already; return those that were cancelled instead."""
+    watched = []
+    with lock:
+        for future in futures:
+            if future._watch is not None:
+                watched.append(future)
+            else:
+                future._state = RUNNING  # who cancels watches
+    return [future for future in watched if not (future.running() or future.set_running_or_notify_cancel())]
+
+
+def settle(
+    futures: Iterable[Future[Any] | None], lock: threading.Lock, batch: ResultBatch, offset: int, worker: str
+) -> None:
+    """Give running futures that share a lock the results of a batch, one after another from `offset` on.
+
+    A result that belongs to None is left out.
+    """
+    watched = []
+    with lock:
+        for at, future in enumerate(futures, offset):
+            if future is None:
+                continue
+            future.worker = worker
+            future.attempts = 1
+            future._offset = at
+            if future._watch is not None:
+                watched.append(future)
+            else:
+                future._result = batch
+                future._state = FINISHED  # the last: others read it without the lock
+    for future in watched:
+        future.set_result(batch)

@@ -50,7 +50,8 @@ class JobWriter:
         self._session_id = session_id
         self._keys = seal.Deriver(session_key)
         self._functions: dict[Hashable, Any] = {}
-        # Kept until their tasks are settled. The payload of a block of calls is a list, one for each call.
+        # Kept until their tasks are settled. The payload of a block of calls is a list, one for each call: of a call
+        # without out-of-band buffers only the stream, because a tuple around each would be one more object to keep.
         self._blocks: dict[int, tuple[BlockKind, Any, Place]] = {}
         self._headers: dict[Any, bytes] = {}
         self._prepared: tuple[str, bytes, bytes, seal.Sealer] | None = None
@@ -122,7 +123,7 @@ class JobWriter:
             if kind is BlockKind.CALLS:
                 chosen = payload[span.start : span.stop]
                 n_calls += len(chosen)  # single calls of one chunk are one block to the child
-                body += chosen
+                body += [(call,) if type(call) is bytes else call for call in chosen]
             elif span.block is newest:  # another part of it: the arguments are in the body already
                 blocks[-1][2].append((span.start, span.stop))
             else:

@@ -197,7 +197,7 @@ class Run:
     ) -> None:
         """Take in pickled argument sets; `function` is (digest, payload) where it may be new.
 
-        The payload of a block of calls is a list of payloads, one for each call.
+        The payload of a block of calls is a list with one for each call, or its stream alone.
         """
         if self.closed:
             return

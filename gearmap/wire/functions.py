@@ -164,6 +164,18 @@ class FunctionCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def find(self, fn: Callable[..., Any]) -> tuple[bytes, Payload] | None:
+        """What `payload` returns, the same object each time, or None if `fn` has to be pickled; needs no lock."""
+        key = id(fn)
+        entry = self._entries.get(key)
+        if entry is None or entry.function() is not fn or not entry.snapshot.is_unchanged():
+            return None
+        try:
+            self._entries.move_to_end(key)
+        except KeyError:  # another thread has just pushed it out
+            pass
+        return entry.pickled
+
     def payload(self, fn: Callable[..., Any]) -> tuple[bytes, Payload]:
         """Digest (16 bytes) and payload of `fn`.
 
@@ -172,23 +184,19 @@ class FunctionCache:
         SerializationError
             If `fn` does not pickle.
         """
+        found = self.find(fn)
+        if found is not None:
+            return found
         key = id(fn)
-        entry = self._entries.get(key)
-        if entry is not None and entry.function() is fn and entry.snapshot.is_unchanged():
-            try:
-                self._entries.move_to_end(key)
-            except KeyError:  # another thread has just pushed it out
-                pass
-            return entry.digest, entry.payload
         # Taken before and compared after pickling: another thread may change a global in between.
         snapshot = _take_snapshot(fn)
         payload = self._dump(fn)
-        digest = digest_payload(payload)
+        pickled = digest_payload(payload), payload
         if snapshot is not None and _total_bytes(payload) <= _MAX_CACHED_BYTES and snapshot.is_unchanged():
-            self._keep(key, _Entry(self._watch(fn, key), snapshot, digest, payload))
+            self._keep(key, _Entry(self._watch(fn, key), snapshot, pickled))
         else:
             self._entries.pop(key, None)
-        return digest, payload
+        return pickled
 
     def _keep(self, key: int, entry: _Entry) -> None:
         self._entries.pop(key, None)  # a new key goes to the end
@@ -209,13 +217,12 @@ class FunctionCache:
 
 
 class _Entry:
-    __slots__ = ("digest", "function", "payload", "snapshot")
+    __slots__ = ("function", "pickled", "snapshot")
 
-    def __init__(self, function: weakref.ref[Any], snapshot: _Snapshot, digest: bytes, payload: Payload) -> None:
+    def __init__(self, function: weakref.ref[Any], snapshot: _Snapshot, pickled: tuple[bytes, Payload]) -> None:
         self.function = function
         self.snapshot = snapshot
-        self.digest = digest
-        self.payload = payload
+        self.pickled = pickled
 
 
 class _Snapshot:
@@ -226,7 +233,9 @@ class _Snapshot:
     def __init__(self, states: list[_State], importable: list[Any], *, has_packages: bool) -> None:
         self._states = states
         # With the names under which they were found; that these are no modules to go by value is in `_registered`.
-        self._importable = [(thing, thing.__module__, thing.__qualname__) for thing in importable]
+        self._importable = [
+            (thing, thing.__module__, thing.__qualname__, tuple(thing.__qualname__.split("."))) for thing in importable
+        ]
         # cloudpickle sends along which submodules of a package were imported; an import since may be one of them.
         self._n_modules = len(sys.modules) if has_packages else None
         self._registered = cloudpickle.list_registry_pickle_by_value()
@@ -241,10 +250,13 @@ class _Snapshot:
             if len(now) != len(seen) or not all(map(operator.is_, now, seen)):
                 return False
         try:
-            for thing, module_name, qualname in self._importable:
+            for thing, module_name, qualname, path in self._importable:
                 if thing.__qualname__ != qualname or thing.__module__ != module_name:
                     return False
-                if _lookup(module_name, qualname) is not thing:
+                found: Any = sys.modules[module_name]
+                for name in path:
+                    found = getattr(found, name)
+                if found is not thing:
                     return False
         except Exception:  # it has gone, or a module or metaclass answers with code of its own
             return False
@@ -291,12 +303,17 @@ def _observe(fn: Any, names: tuple[str, ...]) -> list[Any]:
     if fn.__kwdefaults__:
         observed += fn.__kwdefaults__
         observed += fn.__kwdefaults__.values()
-    if fn.__closure__:
-        observed += map(_contents, fn.__closure__)
+    closure = fn.__closure__
+    if closure:
+        try:
+            observed += [cell.cell_contents for cell in closure]
+        except ValueError:  # one is not assigned yet
+            observed += map(_contents, closure)
     if fn.__dict__:
         observed += fn.__dict__
         observed += fn.__dict__.values()
-    observed += map(fn.__globals__.get, names, repeat(_MISSING))
+    if names:
+        observed += map(fn.__globals__.get, names, repeat(_MISSING))
     return observed
 
 

@@ -40,6 +40,7 @@ from gearmap.wire.functions import FunctionCache as _FunctionCache
 __all__ = [
     "FunctionCache",
     "Payload",
+    "dump_call",
     "dump_function",
     "dumps",
     "explain_unpicklable",
@@ -52,6 +53,9 @@ PROTOCOL = 5
 # Buffers from this size on travel beside the pickle stream. Raising it copies more on both sides; lowering it spends
 # more on tables and views than the copies cost (about 4 us a buffer), and lets small arrays keep whole messages alive.
 OUT_OF_BAND_BYTES = 2048
+
+# Their pickles name no class and have no buffers.
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
 def dumps(value: Any, *, name: str = "the value", snapshot: bool = False) -> list[Buffer]:
@@ -123,6 +127,26 @@ def dump_function(fn: Callable[..., Any], *, name: str = "fn") -> list[Buffer]:
     Raises like `dumps`.
     """
     return dumps(fn, name=name, snapshot=True)
+
+
+def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | list[Buffer]:
+    """Pickle the arguments of one call, as they are now.
+
+    Returns
+    -------
+    bytes or list
+        The pickle stream; if there are out-of-band buffers, a list of it and them.
+
+    Raises
+    ------
+    SerializationError
+        Like `dumps`.
+    """
+    if not kwargs and _PLAIN.issuperset(map(type, args)):
+        return pickle.dumps((args, kwargs), PROTOCOL)
+    payload = dumps((args, kwargs), name="the arguments", snapshot=True)
+    stream = payload[0]
+    return stream if len(payload) == 1 and isinstance(stream, bytes) else payload
 
 
 def missing_module(error: BaseException) -> str | None:

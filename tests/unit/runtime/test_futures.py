@@ -8,12 +8,12 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from gearmap.errors import RemoteTraceback, SerializationError
-from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, ResultShare
+from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, begin, settle
 from gearmap.wire.outcome import describe_exception
 from gearmap.wire.serializer import dumps
 
@@ -43,8 +43,15 @@ def batch(*values: Any) -> ResultBatch:
     return ResultBatch(dumps(list(values)))
 
 
+class Share(NamedTuple):
+    """One result of a batch."""
+
+    batch: ResultBatch
+    offset: int
+
+
 def share(*values: Any, offset: int = 0) -> Any:
-    return ResultShare(batch(*values), offset)
+    return Share(batch(*values), offset)
 
 
 def settled(value: Any) -> Future[Any]:
@@ -53,9 +60,15 @@ def settled(value: Any) -> Future[Any]:
     future.set_running_or_notify_cancel()
     if isinstance(value, BaseException):
         future.set_exception(value)
+    elif isinstance(value, Share):
+        take(future, value)
     else:
         future.set_result(value)
     return future
+
+
+def take(future: Future[Any], value: Share) -> None:
+    settle([future], future._lock, value.batch, value.offset, "node/0")
 
 
 def elsewhere(work: Callable[[], Any]) -> int:
@@ -281,7 +294,7 @@ def test_a_future_can_be_awaited_before_and_after_it_is_settled() -> None:
 
         waiting = [asyncio.ensure_future(ask()) for _ in range(2)]
         await asyncio.sleep(0)
-        elsewhere(lambda: future.set_result(share("x")))
+        elsewhere(lambda: take(future, share("x")))
         return [*await asyncio.gather(*waiting), await future]
 
     assert asyncio.run(asyncio.wait_for(main(), LIMIT)) == ["x", "x", "x"]
@@ -337,7 +350,7 @@ def test_a_result_is_unpickled_by_the_thread_that_asks_for_it() -> None:
     heard: list[bool] = []
     future.add_done_callback(lambda done: heard.append(done.done()))
     # when
-    driver = elsewhere(lambda: future.set_result(ResultShare(ResultBatch(payload), 0)))
+    driver = elsewhere(lambda: take(future, Share(ResultBatch(payload), 0)))
     assert concurrent.futures.wait([future], LIMIT).done == {future}
     # then
     assert heard == [True]
@@ -357,7 +370,7 @@ def test_an_exception_is_rebuilt_by_the_thread_that_asks_for_it() -> None:
 def test_a_batch_is_unpickled_once_whoever_and_however_many_ask() -> None:
     # given
     shared = batch(Where(), Where())
-    futures = [settled(ResultShare(shared, offset)) for offset in (0, 1, 0)]
+    futures = [settled(Share(shared, offset)) for offset in (0, 1, 0)]
     barrier = threading.Barrier(4)
     found: list[Any] = []
 
@@ -408,7 +421,7 @@ def test_two_threads_do_not_unpickle_a_batch_at_the_same_time() -> None:
 
 def test_each_future_takes_its_own_share() -> None:
     shared = batch("a", "b", "c")
-    assert [settled(ResultShare(shared, offset)).result(0) for offset in (2, 0, 1)] == ["c", "a", "b"]
+    assert [settled(Share(shared, offset)).result(0) for offset in (2, 0, 1)] == ["c", "a", "b"]
 
 
 def test_a_task_that_returns_an_exception_has_not_failed() -> None:
@@ -463,7 +476,7 @@ def test_an_exception_does_not_keep_its_future_alive() -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown", "hidden"),
-    [(share(1), "state=finished", "ResultShare"), (failure(KeyError("k")), "raised KeyError", "PendingFailure")],
+    [(share(1), "state=finished", "ResultBatch"), (failure(KeyError("k")), "raised KeyError", "PendingFailure")],
 )
 def test_a_printed_future_shows_nothing_of_how_it_is_made(value: Any, shown: str, hidden: str) -> None:
     text = repr(settled(value))
@@ -474,6 +487,93 @@ def test_a_printed_future_shows_nothing_of_how_it_is_made(value: Any, shown: str
 def test_printing_a_future_unpickles_nothing() -> None:
     assert "finished" in repr(settled(share(Unreadable())))
     assert "pending" in repr(Future(0))
+
+
+# ------------------------------------------------------------------------------------- many futures that share a lock
+
+
+def several(count: int) -> tuple[list[Future[Any]], threading.Lock]:
+    lock = threading.Lock()
+    return [Future(index, None, lock) for index in range(count)], lock
+
+
+def watch(future: Future[Any]) -> list[Any]:
+    """Have something of its own made for a future; return what it is told."""
+    told: list[Any] = []
+    future.add_done_callback(told.append)
+    return told
+
+
+def test_futures_that_begin_together_run_and_those_that_were_cancelled_are_told() -> None:
+    futures, lock = several(4)
+    watch(futures[1])
+    futures[2].cancel()
+    assert begin(futures, lock) == [futures[2]]
+    assert [future.running() for future in futures] == [True, True, False, True]
+    assert concurrent.futures.wait([futures[2]], LIMIT).done == {futures[2]}
+
+
+def test_futures_that_run_may_begin_again() -> None:
+    futures, lock = several(2)
+    watch(futures[1])
+    assert begin(futures, lock) == begin(futures, lock) == []
+    assert all(future.running() for future in futures)
+
+
+def test_futures_that_are_settled_together_have_each_its_own_result() -> None:
+    # given
+    futures, lock = several(3)
+    told = watch(futures[1])
+    begin(futures, lock)
+    # when
+    settle([futures[0], None, futures[1], futures[2]], lock, batch("-", "a", "b", "c", "d"), 1, "node/1")
+    # then
+    assert [future.result(0) for future in futures] == ["a", "c", "d"]
+    assert [(future.worker, future.attempts, future.done()) for future in futures] == [("node/1", 1, True)] * 3
+    assert told == [futures[1]]
+
+
+def test_whoever_waits_in_whatever_way_is_woken_when_futures_are_settled_together() -> None:
+    # given
+    futures, lock = several(200)
+    begin(futures, lock)
+    found: list[Any] = []
+    ways: list[Callable[[], Any]] = [
+        lambda: [future.result(LIMIT) for future in futures],
+        lambda: [future.exception(LIMIT) for future in reversed(futures)].count(None),
+        lambda: len(concurrent.futures.wait(futures, LIMIT).done),
+        lambda: len(list(concurrent.futures.as_completed(futures, LIMIT))),
+        lambda: len(concurrent.futures.wait(futures, LIMIT, concurrent.futures.FIRST_COMPLETED).done) > 0,
+    ]
+    threads = [threading.Thread(target=lambda way=way: found.append(way())) for way in ways]
+    # when
+    for thread in threads:
+        thread.start()
+    for first in range(0, 200, 10):
+        settle(futures[first : first + 10], lock, batch(*range(first, first + 10)), 0, "node/0")
+    for thread in threads:
+        thread.join(LIMIT)
+    # then
+    assert all(answer in found for answer in (list(range(200)), 200, True))
+    assert found.count(200) == 3
+
+
+def test_waiting_for_futures_of_two_runs_in_any_order_locks_nobody_out() -> None:
+    """`concurrent.futures.wait` holds the conditions of all futures at once: a shared one could not be ordered."""
+    one, lock = several(2)
+    conditions = [future._condition for future in one]
+    with conditions[0]:
+        assert elsewhere(lambda: conditions[1].acquire() and conditions[1].release())
+    assert lock.acquire(timeout=0)
+
+
+def test_a_future_that_nobody_watches_makes_nothing_for_it() -> None:
+    (future,), lock = several(1)
+    begin([future], lock)
+    settle([future], lock, batch("x"), 0, "node/0")
+    assert (future.done(), future.running(), future.cancelled(), future.result(0)) == (True, False, False, "x")
+    assert future._watch is None
+    assert vars(future) == {}
 
 
 # ---------------------------------------------------------------------------------------------------------- cancelling

@@ -40,6 +40,17 @@ class Notebook:
         return loads(self.cache.payload(self.space["f"])[1])(*args)
 
 
+def test_a_function_that_is_known_is_found_as_the_same_object_each_time():
+    notebook = Notebook()
+    notebook.run("step = 1\ndef f(x): return x + step")
+    fn = notebook.space["f"]
+    assert notebook.cache.find(fn) is None
+    pickled = notebook.cache.payload(fn)
+    assert notebook.cache.find(fn) is pickled
+    notebook.run("step = 2")
+    assert notebook.cache.find(fn) is None
+
+
 @pytest.fixture
 def notebook():
     return Notebook()

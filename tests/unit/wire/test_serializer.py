@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gearmap.errors import SerializationError
 from gearmap.wire import serializer
-from gearmap.wire.serializer import OUT_OF_BAND_BYTES, dump_function, dumps, loads, missing_module
+from gearmap.wire.serializer import OUT_OF_BAND_BYTES, dump_call, dump_function, dumps, loads, missing_module
 
 plain_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -75,6 +75,34 @@ def test_a_pickled_function_keeps_the_arrays_that_it_captured_as_they_were():
     payload = dump_function(lambda: array[0])
     array[0] = 7
     assert loads(payload)() == 0
+
+
+@settings(max_examples=100)
+@given(st.lists(plain_values, max_size=3).map(tuple), st.dictionaries(st.text(max_size=5), plain_values, max_size=2))
+def test_the_arguments_of_a_call_survive_the_round_trip(args, kwargs):
+    call = dump_call(args, kwargs)
+    assert loads([call] if isinstance(call, bytes) else call) == (args, kwargs)
+
+
+def test_the_arguments_of_a_call_are_one_stream_unless_they_have_large_buffers():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(OUT_OF_BAND_BYTES)
+    plain, small, large = dump_call((1, "a"), {}), dump_call(([1],), {"b": 2}), dump_call((array,), {})
+    array[0] = 7
+    assert [type(plain), type(small), len(large)] == [bytes, bytes, 2]
+    assert loads(large)[0][0][0] == 0
+
+
+def test_an_argument_of_a_class_of_main_travels_by_value(module_of_main):
+    main = module_of_main("class Number(int): pass")
+    for call in (dump_call((main.Number(3),), {}), dump_call((1,), {"n": main.Number(3)})):
+        assert b"Number" in call
+        assert cloudpickle.__name__.encode() in call
+
+
+def test_an_argument_that_does_not_pickle_is_named():
+    with pytest.raises(SerializationError, match="the arguments"):
+        dump_call((1, lambda: sys.stdout, object().__reduce_ex__, io.StringIO, (x for x in ())), {})
 
 
 def test_arrays_of_any_layout_survive_the_round_trip():

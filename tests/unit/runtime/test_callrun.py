@@ -1,0 +1,200 @@
+"""Many single calls in one run: how they are grouped into blocks, claimed, cancelled, and what the run's end does."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gearmap.core import events as ev
+from gearmap.errors import ClusterBroken
+from gearmap.runtime.callrun import MAX_BLOCK_BYTES, MAX_BLOCK_CALLS, CallRun
+from gearmap.runtime.futures import Future, ResultBatch
+from gearmap.runtime.run import Place
+from gearmap.wire.serializer import dumps
+
+LIMIT = 10.0  # seconds after which a test that hangs fails
+
+ONE = (b"one", [b"function"])
+OTHER = (b"other", [b"function"])
+HERE = Place("/here")
+
+
+class FakeDriver:
+    """Keeps the commands until it is told to work."""
+
+    def __init__(self) -> None:
+        self.commands: list[Callable[[], None]] = []
+
+    def post(self, command: Callable[[], None]) -> None:
+        self.commands.append(command)
+
+    def add(self, run: Any) -> None:
+        pass
+
+    def work(self) -> None:
+        while self.commands:
+            self.commands.pop(0)()
+
+
+class FakeRun:
+    """Takes down what it is given."""
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self.blocks: list[tuple[ev.Block, Any, Place]] = []
+        self.told: list[ev.Input] = []
+        self.feeder: Any = None
+
+    def seconds_of(self, function: object) -> float | None:
+        return self.seconds
+
+    def add_block(self, block: ev.Block, kind: object, payload: Any, place: Place, function: object) -> None:
+        self.blocks.append((block, payload, place))
+
+    def tell(self, event: ev.Input) -> None:
+        self.told.append(event)
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        return [(block.first, block.size) for block, _, _ in self.blocks]
+
+
+class Calls:
+    """A run of single calls on fakes."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.driver, self.run = FakeDriver(), FakeRun()
+        self.run.seconds = seconds
+        self.calls = CallRun(self.driver, lambda consumer: self.run)  # type: ignore[arg-type, return-value]  # fakes
+
+    def submit(self, count: int, function: Any = ONE, call: Any = b"call", place: Place = HERE) -> list[Future[Any]]:
+        return [self.calls.submit(function, call, place) for _ in range(count)]
+
+
+def test_calls_of_unknown_length_are_blocks_of_their_own() -> None:
+    it = Calls()
+    futures = it.submit(3)
+    it.driver.work()
+    assert it.run.ranges == [(0, 1), (1, 1), (2, 1)]
+    assert [future.task_index for future in futures] == [0, 1, 2]
+
+
+def test_tiny_calls_travel_together_up_to_a_limit() -> None:
+    it = Calls(seconds=1e-6)
+    it.submit(MAX_BLOCK_CALLS + 2)
+    it.driver.work()
+    assert it.run.ranges == [(0, MAX_BLOCK_CALLS), (MAX_BLOCK_CALLS, 2)]
+
+
+def test_long_calls_do_not_travel_together() -> None:
+    it = Calls(seconds=1.0)
+    it.submit(2)
+    it.driver.work()
+    assert it.run.ranges == [(0, 1), (1, 1)]
+
+
+def test_a_block_holds_calls_of_one_function_and_place() -> None:
+    it = Calls(seconds=1e-6)
+    it.submit(2)
+    it.submit(2, (bytes(bytearray(b"one")), [b"function"]))  # pickled once more, to the same
+    it.submit(1, OTHER)
+    it.submit(1, OTHER, place=Place("/there"))
+    it.submit(1, OTHER, place=Place("/there"))
+    it.driver.work()
+    assert it.run.ranges == [(0, 4), (4, 1), (5, 1), (6, 1)]
+    assert [place.cwd for _, _, place in it.run.blocks] == ["/here", "/here", "/there", "/there"]
+
+
+def test_a_block_is_no_larger_than_its_limit_unless_one_call_is() -> None:
+    # given
+    it = Calls(seconds=1e-6)
+    third = bytes(MAX_BLOCK_BYTES // 3)
+    out_of_band = [b"stream", memoryview(bytes(2 * MAX_BLOCK_BYTES))]
+    # when
+    it.submit(4, call=third)
+    it.submit(1, call=out_of_band)
+    it.submit(1)
+    it.driver.work()
+    # then
+    assert it.run.ranges == [(0, 3), (3, 1), (4, 1), (5, 1)]
+    assert [payload for _, payload, _ in it.run.blocks] == [[third] * 3, [third], [out_of_band], [b"call"]]
+    assert it.run.blocks[2][0].payload_bytes == 2 * MAX_BLOCK_BYTES + 6
+
+
+def test_the_driver_is_woken_once_until_it_says_that_it_will_not_look_again() -> None:
+    it = Calls()
+    it.submit(3)
+    assert len(it.driver.commands) == 1
+    it.driver.work()
+    assert not it.calls.feed(saturated=True)
+    it.submit(1)
+    assert it.driver.commands == []
+    assert it.calls.feed(saturated=True)
+    assert not it.calls.feed(saturated=False)
+    it.submit(1)
+    assert len(it.driver.commands) == 1
+
+
+def test_claimed_futures_run_and_may_be_claimed_again() -> None:
+    it = Calls()
+    futures = it.submit(2)
+    it.driver.work()
+    assert it.calls.claim(0, 2) == it.calls.claim(0, 2) == ()
+    assert [future.cancel() for future in futures] == [False, False]
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["before the driver saw it", "after that"])
+def test_who_waits_for_a_cancelled_future_is_told_and_the_task_is_not_sent(taken: bool) -> None:
+    # given
+    it = Calls()
+    futures = it.submit(2)
+    if taken:
+        it.driver.work()
+    # when
+    assert futures[1].cancel()
+    it.driver.work()
+    # then
+    assert concurrent.futures.wait([futures[1]], LIMIT).done == {futures[1]}
+    assert it.run.told == [ev.CancelTask(1)]
+    assert it.calls.claim(0, 2) == [1]
+
+
+def test_a_future_that_is_cancelled_when_it_is_claimed_is_told_too() -> None:
+    it = Calls()
+    futures = it.submit(3)
+    it.driver.work()
+    assert futures[1].cancel()
+    assert it.calls.claim(0, 3) == [1]
+    assert concurrent.futures.wait([futures[1]], LIMIT).done == {futures[1]}
+    it.driver.work()
+    assert [futures[0].running(), futures[2].running()] == [True, True]
+
+
+def test_results_go_to_their_futures() -> None:
+    it = Calls()
+    futures = it.submit(3)
+    it.driver.work()
+    it.calls.claim(0, 3)
+    it.calls.delivered(1, 2, ResultBatch(dumps(["-", "b", "c"])), 1, "node/0")
+    assert [future.result(0) for future in futures[1:]] == ["b", "c"]
+    assert futures[0].running()
+
+
+def test_the_end_of_the_run_settles_what_was_taken_and_what_was_not() -> None:
+    # given
+    it = Calls()
+    futures = it.submit(2)
+    it.driver.work()
+    it.calls.claim(0, 1)
+    futures += it.submit(2)
+    futures[3].cancel()
+    # when
+    it.calls.broken(ClusterBroken("gone"))
+    # then
+    assert [type(future.exception(0)) for future in futures[:3]] == [ClusterBroken] * 3
+    assert concurrent.futures.wait(futures, LIMIT).not_done == set()
+    with pytest.raises(ClusterBroken):
+        it.submit(1)
