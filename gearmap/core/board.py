@@ -62,22 +62,26 @@ class TaskBoard:
 
     def open_ranges(self, start: int, stop: int) -> list[TaskRange]:
         """Return the parts of `start .. stop` that are not settled, in order."""
-        return self._runs(_OPEN_RUN, SENT, start, stop)
+        return self._runs(_OPEN_RUN, (SENT, WAITING), start, stop)
 
     def waiting_ranges(self, start: int, stop: int) -> list[TaskRange]:
         """Return the parts of `start .. stop` that are not sent, in order."""
-        return self._runs(_WAITING_RUN, WAITING, start, stop)
+        return self._runs(_WAITING_RUN, (WAITING,), start, stop)
 
-    def _runs(self, pattern: re.Pattern[bytes], usual: int, start: int, stop: int) -> list[TaskRange]:
+    def _runs(self, pattern: re.Pattern[bytes], wanted: tuple[int, ...], start: int, stop: int) -> list[TaskRange]:
+        """Return the runs of `wanted` states, of which the first is the usual one."""
         base = self._base
         start = max(start, base)
-        # Nearly always all of them are in the usual state; counting is ten times as fast as matching.
-        if 0 < stop - start == self._states.count(usual, start - base, stop - base):
-            return [(start, stop)]
         if stop <= start:
             return []
-        found = pattern.finditer(self._states, start - base, stop - base)
-        return [(base + match.start(), base + match.end()) for match in found]
+        low, high = start - base, stop - base
+        # Nearly always all of them are in the usual state, or none is: a job ends with every task settled. Counting is
+        # ten times as fast as matching, finding nothing a hundred times.
+        if self._states.count(wanted[0], low, high) == stop - start:
+            return [(start, stop)]
+        if all(self._states.find(state, low, high) < 0 for state in wanted):
+            return []
+        return [(base + match.start(), base + match.end()) for match in pattern.finditer(self._states, low, high)]
 
     def blocks(self, start: int) -> Iterator[Block]:
         """Yield the live blocks from the one that holds task `start` on; nothing may be settled meanwhile."""

@@ -71,6 +71,9 @@ class OutcomeReader:
     def read(self, attempt: int, data: Any) -> Opened:
         """Return the events in one packet's data, each with the batches of its results.
 
+        A chunk of tiny tasks comes as a row of outcomes, one for each millisecond of work. They are one event then:
+        what an event costs the engine and the run would be more than what opening them costs.
+
         Raises
         ------
         WireError
@@ -82,7 +85,7 @@ class OutcomeReader:
             prefix = envelope.parse_prefix(rest)
             opened.append(self._read_message(attempt, prefix, rest))
             if prefix.total_bytes == len(rest):
-                return opened
+                return opened if len(opened) == 1 else _joined(opened)
             rest = rest[prefix.total_bytes :]
 
     def _read_message(
@@ -119,6 +122,48 @@ class OutcomeReader:
             key = derive(self._session_key, self._unique, prefix.execution_id)
             writer = self._writers[name] = _Writer(seal.Sealer(key))
         return writer
+
+
+def _joined(opened: Opened) -> Opened:
+    """Make one event of neighbouring outcomes that the same worker wrote of the same execution."""
+    joined: Opened = []
+    row: list[ev.OutcomeArrived] = []
+    row_batches: list[ResultBatch] = []
+    for event, batches in opened:
+        if row and not (isinstance(event, ev.OutcomeArrived) and _goes_on(row[-1], event)):
+            joined.append((_one_event(row), row_batches))
+            row, row_batches = [], []
+        if isinstance(event, ev.OutcomeArrived):
+            row.append(event)
+            row_batches += batches
+        else:
+            joined.append((event, batches))
+    if row:
+        joined.append((_one_event(row), row_batches))
+    return joined
+
+
+def _goes_on(last: ev.OutcomeArrived, event: ev.OutcomeArrived) -> bool:
+    """Whether `event` may be told together with `last`, which came before it."""
+    is_same = last.execution == event.execution and last.worker == event.worker
+    return is_same and not last.final and last.not_run is None
+
+
+def _one_event(row: list[ev.OutcomeArrived]) -> ev.OutcomeArrived:
+    last = row[-1]
+    if len(row) == 1:
+        return last
+    return ev.OutcomeArrived(
+        attempt=last.attempt,
+        execution=last.execution,
+        worker=last.worker,
+        done=tuple(part for event in row for part in event.done),
+        failed=tuple(failure for event in row for failure in event.failed),
+        not_run=last.not_run,
+        elapsed=sum(event.elapsed for event in row),
+        count=sum(event.count for event in row),
+        final=last.final,
+    )
 
 
 def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.OutcomeArrived, list[ResultBatch]]:

@@ -33,6 +33,15 @@ def test_a_range_over_several_blocks_finishes_those_that_it_completes() -> None:
     assert board.settle(0, 1, DONE) == [100]
 
 
+def test_nothing_is_open_or_waits_where_everything_is_settled() -> None:
+    board = board_of(10)
+    board.settle(0, 4, DONE)
+    board.settle(4, 6, FAILED)
+    assert board.open_ranges(0, 6) == []
+    assert board.waiting_ranges(0, 6) == []
+    assert board.open_ranges(0, 7) == board.waiting_ranges(0, 7) == [(6, 7)]
+
+
 def test_open_ranges_leave_out_what_is_settled_and_keep_what_is_sent() -> None:
     board = board_of(10)
     board.move(2, 4, WAITING, SENT)

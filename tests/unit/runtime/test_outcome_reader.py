@@ -1,0 +1,110 @@
+"""What comes back in one packet, opened and joined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gearmap.core import events as ev
+from gearmap.errors import WireError
+from gearmap.runtime.outcomes import OutcomeReader
+from gearmap.wire import envelope, seal
+from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, describe_exception, encode_outcome
+
+SESSION_ID = b"s" * 16
+SESSION_KEY = b"k" * 32
+UNIQUE = b"u" * 32
+CONTEXT = envelope.make_context(b"gearmap1.default.py311.00", UNIQUE)
+ATTEMPT = 7
+
+
+class Writer:
+    """A child, or the node, that writes outcomes of one execution."""
+
+    def __init__(self, execution: bytes = b"e" * 16, *, worker: str = "w1", is_node: bool = False) -> None:
+        derive = seal.node_key if is_node else seal.outcome_key
+        self._kind = envelope.Kind.NODE if is_node else envelope.Kind.OUTCOME
+        self._key = derive(SESSION_KEY, UNIQUE, execution)
+        self._execution = execution
+        self._worker = worker
+        self._sequence = 0
+
+    def says(self, first: int = 0, values: tuple[Any, ...] = (), **fields: Any) -> bytes:
+        outcome = Outcome(worker=self._worker, elapsed=0.25 * len(values), count=len(values), **fields)
+        header, body = encode_outcome(outcome, [(first, values)] if values else [])
+        message = envelope.seal_message(
+            kind=self._kind,
+            key=self._key,
+            session_id=SESSION_ID,
+            execution_id=self._execution,
+            sequence=self._sequence,
+            expiry=0,
+            context=CONTEXT,
+            header=header,
+            body=body,
+        )
+        self._sequence += 1
+        return message.to_bytes()
+
+
+def read(data: bytes) -> list[tuple[Any, list[Any]]]:
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    return [(event, [batch.values() for batch in batches]) for event, batches in reader.read(ATTEMPT, data)]
+
+
+def test_a_row_of_outcomes_is_one_event_with_a_batch_for_each() -> None:
+    child = Writer()
+    ((event, batches),) = read(child.says(0, (1, 2)) + child.says(2, (3,)) + child.says(3, (4,), final=True))
+    assert batches == [[1, 2], [3], [4]]
+    assert event.done == ((0, 2), (2, 3), (3, 4))
+    assert (event.attempt, event.worker, event.count, event.elapsed) == (ATTEMPT, "w1", 4, 1.0)
+    assert event.final
+    assert event.not_run is None
+
+
+def test_failures_between_results_are_told_with_them() -> None:
+    child = Writer()
+    failure = describe_exception(ValueError("no"), 1)
+    ((event, batches),) = read(child.says(0, (1,)) + child.says(failures=(failure,)) + child.says(2, (3,)))
+    assert batches == [[1], [3]]
+    assert event.done == ((0, 1), (2, 3))
+    assert [failed.position for failed in event.failed] == [1]
+    assert not event.final
+
+
+def test_what_the_node_says_last_of_an_execution_ends_the_row() -> None:
+    child, node = Writer(), Writer(is_node=True)
+    died = NotRun(reason=NotRunReason.CHILD_DIED, detail="SIGSEGV")
+    ((event, batches),) = read(child.says(0, (1,)) + child.says(1, (2,)) + node.says(not_run=died, final=True, beat=2))
+    assert batches == [[1], [2]]
+    assert event.final
+    assert event.not_run == ev.NotRunReport(ev.NotRunKind.DIED, "SIGSEGV", 2, None)
+
+
+def test_a_beat_parts_a_row() -> None:
+    child, node = Writer(), Writer(is_node=True)
+    events = [event for event, _ in read(child.says(0, (1,)) + node.says(beat=1) + child.says(1, (2,)))]
+    assert [type(event) for event in events] == [ev.OutcomeArrived, ev.Beat, ev.OutcomeArrived]
+
+
+def test_outcomes_of_different_executions_stay_apart() -> None:
+    first, second = Writer(b"1" * 16), Writer(b"2" * 16)
+    events = [event for event, _ in read(first.says(0, (1,)) + second.says(0, (1,)) + second.says(1, (2,)))]
+    assert [(event.execution, event.done) for event in events] == [
+        (b"1" * 16, ((0, 1),)),
+        (b"2" * 16, ((0, 1), (1, 2))),
+    ]
+
+
+def test_nothing_is_joined_to_an_outcome_that_ends_its_execution() -> None:
+    child = Writer()
+    events = [event for event, _ in read(child.says(0, (1,), final=True) + child.says(1, (2,)))]
+    assert [event.final for event in events] == [True, False]
+
+
+def test_a_row_with_a_gap_is_refused_whole() -> None:
+    child = Writer()
+    first, _, third = child.says(0, (1,)), child.says(1, (2,)), child.says(2, (3,))
+    with pytest.raises(WireError, match="1 was next"):
+        read(first + third)
