@@ -36,6 +36,7 @@ from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
 from gearmap.keyfile import load_key, load_or_make_key
 from gearmap.runtime import child
 from gearmap.runtime.driver import Driver
+from gearmap.runtime.folder import CurrentFolder
 from gearmap.runtime.run import Consumer, Place, Run, RunSettings
 from gearmap.wire import seal
 from gearmap.wire.serializer import FunctionCache
@@ -200,6 +201,7 @@ class LocalBackend(Backend):
         self.processes = LocalProcesses(workers, server)
         self._last_place: Place | None = None
         self._last_path: list[str] = []
+        self._folder = CurrentFolder()
 
     @property
     def where(self) -> str:
@@ -208,7 +210,7 @@ class LocalBackend(Backend):
 
     def place(self) -> Place:
         """Where tasks run: in the caller's folder, with its search path."""
-        cwd = os.getcwd()
+        cwd = self._folder.path()
         place = self._last_place
         if place is None or place.cwd != cwd or self._last_path != sys.path:
             self._last_path = list(sys.path)
