@@ -19,10 +19,11 @@ from gearmap.cluster import LocalProcesses
 from gearmap.config import MAP_ONLY, RunOptions, ServerMode
 from gearmap.display.sinks import choose_sink, make_sink
 from gearmap.errors import ClusterBroken, ConfigurationError
+from gearmap.runtime.arguments import ArgumentSource
 from gearmap.runtime.callrun import CallRun
 from gearmap.runtime.futures import Future
 from gearmap.runtime.inline import run_inline, submit_inline
-from gearmap.runtime.maprun import ArgumentSource, MapRun
+from gearmap.runtime.maprun import MapRun
 from gearmap.wire.serializer import dump_call
 
 __all__ = ["BoundOptions", "Client", "LocalCluster"]
@@ -145,7 +146,7 @@ class Client(BoundOptions):
     ) -> list[R]:
         _check_callable(fn)
         source = ArgumentSource(iterables, rows=rows)
-        if source.is_empty:
+        if not source.has_more(0):
             return []
         backend = self._backend
         if backend.mode is ServerMode.INLINE:

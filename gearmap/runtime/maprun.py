@@ -10,88 +10,24 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSink, ProgressSnapshot
-from gearmap.errors import GearmapError, RunTimeout, SerializationError
+from gearmap.errors import GearmapError, RunTimeout
+from gearmap.runtime.arguments import ArgumentSource, pickle_block
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.run import Place, Run
 from gearmap.runtime.wording import failure_note
-from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
-from gearmap.wire.serializer import dumps
 
-__all__ = ["ArgumentSource", "MapRun"]
+__all__ = ["MapRun"]
 
 # The longest uninterrupted wait: Ctrl-C, the timeout and the progress display are looked at this often (seconds).
 WAIT_STEP = 0.1
-
-
-class ArgumentSource:
-    """The arguments of a map's tasks, taken block by block.
-
-    Lists, tuples and ranges are sliced; a slice of a range is pickled as a range, whatever its length. Everything else
-    is iterated. Several iterables are zipped and travel as columns, which pickle faster than rows.
-    """
-
-    def __init__(self, iterables: Sequence[Iterable[Any]], *, rows: bool = False) -> None:
-        self.kind = BlockKind.ROWS if rows else BlockKind.COLUMNS
-        self.total = _shortest(iterables)
-        self._taken = 0
-        self._sliced: Any = None
-        self._iterator: Iterator[Any] | None = None
-        if len(iterables) == 1 and type(iterables[0]) in (list, tuple, range):
-            self._sliced = iterables[0]
-        else:
-            self._iterator = iter(iterables[0]) if len(iterables) == 1 else zip(*iterables, strict=False)
-        self._n_columns = len(iterables)
-
-    def take(self, size: int) -> tuple[Any, int]:
-        """Return the next block's value to pickle, and how many tasks it holds: fewer than `size` at the end."""
-        if self._iterator is None:
-            part = self._sliced[self._taken : self._taken + size]
-        else:
-            part = list(islice(self._iterator, size))
-        self._taken += len(part)
-        if self.kind is BlockKind.ROWS:
-            return [tuple(row) for row in part], len(part)
-        if self._n_columns == 1:
-            return (part,), len(part)
-        return tuple(map(list, zip(*part, strict=True))), len(part)
-
-    def arguments(self, value: Any, task: int) -> tuple[Any, ...]:
-        """Return the arguments of one task of a block's value."""
-        if self.kind is BlockKind.ROWS:
-            return tuple(value[task])
-        return tuple(column[task] for column in value)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is left, as far as that can be told without asking for more than there should be."""
-        if self.total is None or self._taken < self.total:
-            return False
-        if self._iterator is not None:
-            # A length may be a guess (of a data loader, a progress bar): what comes after it is not to be lost.
-            for more in self._iterator:
-                self._iterator = chain((more,), self._iterator)
-                return False
-        return True
-
-
-def _shortest(iterables: Sequence[Iterable[Any]]) -> int | None:
-    """Return how many tasks there will be, where all iterables know their length."""
-    lengths = []
-    for each in iterables:
-        try:
-            lengths.append(len(each))  # type: ignore[arg-type]  # asking is the check
-        except TypeError:
-            return None
-    return min(lengths)
 
 
 class MapRun:
@@ -191,10 +127,11 @@ class MapRun:
     def _feed(self, size: int) -> None:
         """Pickle the next block and hand it to the driver."""
         first = len(self._results)
-        value, taken = self._source.take(size)
-        ended = taken < size or self._source.is_empty
+        value, taken = self._source.take(first, size)
+        ended = not self._source.has_more(first + taken)
         if taken:
-            payload = self._pickle(value, first, taken)
+            payload = pickle_block(self._source, value, first, taken)
+            self._source.forget(first + taken)
             self._results.extend([None] * taken)
             length = sum(memoryview(part).nbytes for part in payload)
             block = ev.Block(self._next_block, first, taken, self._function[0], length)
@@ -202,16 +139,6 @@ class MapRun:
             self._driver.post(lambda: self._add(block, payload, ended))
         else:
             self._driver.post(lambda: self._add(None, None, ended))
-
-    def _pickle(self, value: Any, first: int, size: int) -> Any:
-        """Pickle a block; if that fails, name the argument and the task that it fails for."""
-        try:
-            return dumps(value, name=_name_block(first, size))
-        except SerializationError:
-            for task in range(size):
-                for number, argument in enumerate(self._source.arguments(value, task)):
-                    dumps(argument, name=f"argument {number} of task {first + task}")
-            raise
 
     def _timed_out(self, snapshot: ProgressSnapshot | None) -> RunTimeout:
         total = self._source.total
@@ -320,10 +247,6 @@ class MapRun:
 
 def _step(deadline: float | None) -> float:
     return WAIT_STEP if deadline is None else max(0.0, min(WAIT_STEP, deadline - time.monotonic()))
-
-
-def _name_block(first: int, size: int) -> str:
-    return f"the arguments of task {first}" if size == 1 else f"the arguments of tasks {first} to {first + size - 1}"
 
 
 def _with_note(error: BaseException, note: str) -> BaseException:
