@@ -22,9 +22,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gearmap.memory import writable
+from gearmap.memory import LARGE_BYTES, writable
 
-__all__ = ["COMMIT", "FINAL", "FRAME", "JOB", "READY", "ChildSettings", "Job", "encode_job", "main"]
+__all__ = ["COMMIT", "FINAL", "FRAME", "JOB", "READY", "ChildSettings", "Job", "encode_job", "main", "receive"]
 
 FRAME = struct.Struct("<cQ")  # kind, length of what follows
 JOB, READY, COMMIT, FINAL = b"J", b"R", b"C", b"F"
@@ -34,6 +34,12 @@ _HEAD_BYTES = FRAME.size + _META_BYTES.size
 
 # First read of a job. Raised: larger jobs come in one system call; lowered: less memory is asked for and given back.
 _FIRST_READ_BYTES = 65536
+
+# So much of a job is read before it is looked at: more than its clear prefix.
+_OPENING_BYTES = 1024
+
+# Windows knows it for some sockets only.
+_WAITALL = 0 if sys.platform == "win32" else socket.MSG_WAITALL
 
 _PR_SET_PDEATHSIG = 1
 
@@ -59,10 +65,11 @@ class Job(NamedTuple):
     worker: str
     number: int
     expiry: int
-    sealed: bytes | bytearray | memoryview
+    sealed: bytes | bytearray | memoryview  # of a large job only the beginning; the rest is still in the pipe
+    sealed_bytes: int
 
     def __repr__(self) -> str:
-        return f"<Job of {len(self.sealed)} bytes for {self.worker}>"  # its keys are not to be seen
+        return f"<Job of {self.sealed_bytes} bytes for {self.worker}>"  # its keys are not to be seen
 
 
 def encode_job(
@@ -141,7 +148,10 @@ def _let_go_of_forkserver() -> None:
 
 
 def _read_job(pipe: socket.socket) -> Job | None:
-    """Return the next job, or None at the end of the pipe. A small one is one read and nothing is copied."""
+    """Return the next job, or None at the end of the pipe.
+
+    A small one is one read and nothing is copied. The rest of a large one is left in the pipe.
+    """
     data: bytes | memoryview | None = pipe.recv(_FIRST_READ_BYTES)
     if data and len(data) < _HEAD_BYTES:  # a signal may have cut the read short
         data = _read_more(pipe, data, _HEAD_BYTES)
@@ -150,16 +160,17 @@ def _read_job(pipe: socket.socket) -> Job | None:
     _, length = FRAME.unpack_from(data)
     (meta_bytes,) = _META_BYTES.unpack_from(data, FRAME.size)
     start = _HEAD_BYTES + meta_bytes
-    if len(data) < start:
-        data = _read_more(pipe, data, start)
+    sealed_bytes = FRAME.size + length - start
+    least = start + min(sealed_bytes, _OPENING_BYTES)
+    if len(data) < least:
+        data = _read_more(pipe, data, least)
         if data is None:
             return None
     view = memoryview(data)
     sealed: memoryview | None = view[start:]
-    sealed_bytes = FRAME.size + length - start
-    if len(data) - start < sealed_bytes:
+    if len(data) - start < sealed_bytes < LARGE_BYTES:
         sealed = _read_more(pipe, view[start:], sealed_bytes)
-    return None if sealed is None else Job._make((*marshal.loads(view[_HEAD_BYTES:start]), sealed))
+    return None if sealed is None else Job._make((*marshal.loads(view[_HEAD_BYTES:start]), sealed, sealed_bytes))
 
 
 def _read_more(pipe: socket.socket, data: bytes | memoryview, size: int) -> memoryview | None:
@@ -167,9 +178,17 @@ def _read_more(pipe: socket.socket, data: bytes | memoryview, size: int) -> memo
     got = len(data)
     whole = writable(size)
     whole[:got] = data
-    while got < size:
-        count = pipe.recv_into(whole[got:])
-        if count == 0:
-            return None
-        got += count
+    try:
+        receive(pipe, whole[got:])
+    except ConnectionResetError:
+        return None
     return whole
+
+
+def receive(pipe: socket.socket, into: memoryview) -> None:
+    """Fill `into` from the pipe; ConnectionResetError if that ends first."""
+    while into:
+        count = pipe.recv_into(into, len(into), _WAITALL)
+        if count == 0:
+            raise ConnectionResetError("the node has gone")
+        into = into[count:]

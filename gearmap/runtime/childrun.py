@@ -16,11 +16,12 @@ import socket
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from time import perf_counter
 from typing import Any
 
-from gearmap.runtime.child import COMMIT, FINAL, FRAME, ChildSettings, Job
+from gearmap.runtime.child import COMMIT, FINAL, FRAME, ChildSettings, Job, receive
 from gearmap.runtime.coroutines import awaited
 from gearmap.wire import envelope
 from gearmap.wire.jobheader import BlockHeader, BlockKind, HeaderMemo, JobHeader
@@ -64,8 +65,8 @@ class Runner:
     def run(self, job: Job) -> None:
         """Run one job and commit its outcomes, the last marked final."""
         self._index[0] = 0
-        prefix = envelope.parse_prefix(job.sealed)
-        opened, body = envelope.open_message(job.sealed, prefix, job.job_key, job.context)
+        prefix = envelope.parse_prefix(job.sealed, job.sealed_bytes)
+        opened, body = self._open(job, prefix)
         header = self._headers.read(opened)
         payloads = envelope.unframe(body)
         committer = _Committer(self._pipe, job, prefix.session_id)
@@ -89,6 +90,11 @@ class Runner:
                 taken = list(islice(rest, block.size if block.kind is BlockKind.CALLS else 1))
                 position = self._run_block(fn, block, taken, position, committer)
         committer.finish()
+
+    def _open(self, job: Job, prefix: envelope.Prefix) -> tuple[bytes, memoryview]:
+        if len(job.sealed) >= prefix.total_bytes:
+            return envelope.open_message(job.sealed, prefix, job.job_key, job.context)
+        return envelope.open_arriving(job.sealed, prefix, job.job_key, job.context, partial(receive, self._pipe))
 
     def _move_to(self, place: tuple[Any, ...], job: Job, header: JobHeader) -> None:
         """Take on the environment of the worker, and the folder and path of the run."""
@@ -280,8 +286,7 @@ class _Committer:
             self._pipe.sendall(head + message)
         else:
             self._pipe.sendall(head)
-            for piece in message:
-                self._pipe.sendall(piece)
+            message.write_to(self._pipe.sendall)
         self._sequence += 1
         self._held, self._held_failures, self._elapsed = [], [], 0.0
 

@@ -14,11 +14,12 @@ the body is empty that is the header.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 from gearmap.errors import EnvelopeError, SealError
+from gearmap.memory import writable
 from gearmap.wire.framing import Buffer, Payload, flat_view, frame, unframe
 from gearmap.wire.seal import ID_BYTES, MAX_SEQUENCE, TAG_BYTES, Sealer
 
@@ -34,6 +35,7 @@ __all__ = [
     "SealedMessage",
     "frame",
     "make_context",
+    "open_arriving",
     "open_body",
     "open_header",
     "open_message",
@@ -139,13 +141,38 @@ class SealedMessage:
         """The whole message; counts as its one iteration."""
         return b"".join(self)
 
+    def write_to(self, send: Callable[[Buffer], object]) -> None:
+        """Hand the message to `send`, part by part; counts as its one iteration.
+
+        `send` must be done with a part when it returns: the next one is made in the same memory, which is then still
+        in the processor's cache, and which the system need not clear once more.
+        """
+        sealer, self._sealer = self._sealer, None
+        if sealer is None:
+            raise RuntimeError("a sealed message can be written once only")
+        prefix, associated = self._prefix, self._associated
+        body, self._body = self._body, ()
+        send(self._start(sealer))
+        n_pieces = -(-prefix.body_bytes // _SEALED_PIECE_BYTES)
+        scratch = memoryview(bytearray(min(prefix.body_bytes, _SEALED_PIECE_BYTES)))
+        for index, piece in enumerate(_pieces(body), 1):
+            sealed = scratch[: len(piece) + TAG_BYTES]
+            sealer.seal_into(
+                piece, sealed, sequence=prefix.sequence, index=index, last=index == n_pieces, associated=associated
+            )
+            send(sealed)
+
+    def _start(self, sealer: Sealer) -> bytes:
+        """Prefix and sealed header."""
+        prefix, associated = self._prefix, self._associated
+        return associated[:PREFIX_BYTES] + sealer.seal(
+            self._header, sequence=prefix.sequence, index=0, last=not prefix.body_bytes, associated=associated
+        )
+
     def _seal(self, sealer: Sealer) -> Iterator[bytes]:
         prefix, associated = self._prefix, self._associated
         body, self._body = self._body, ()
-        header = sealer.seal(
-            self._header, sequence=prefix.sequence, index=0, last=not prefix.body_bytes, associated=associated
-        )
-        start = associated[:PREFIX_BYTES] + header
+        start = self._start(sealer)
         if not prefix.body_bytes:
             yield start
             return
@@ -266,8 +293,15 @@ def seal_now(
     return start + sealer.seal(b"".join(body), sequence=sequence, index=1, last=True, associated=associated)
 
 
-def parse_prefix(data: Buffer) -> Prefix:
+def parse_prefix(data: Buffer, n_bytes: int | None = None) -> Prefix:
     """Read the clear prefix of the message that `data` starts with.
+
+    Parameters
+    ----------
+    data
+        The message, or its beginning.
+    n_bytes
+        How long `data` will be when all of it has come; by default it has.
 
     Raises
     ------
@@ -288,8 +322,8 @@ def parse_prefix(data: Buffer) -> Prefix:
     if sequence > MAX_SEQUENCE or header_bytes < TAG_BYTES or 0 < last_bytes <= TAG_BYTES:
         raise EnvelopeError(f"impossible envelope: sequence {sequence}, lengths {header_bytes} and {body_bytes}")
     total_bytes = PREFIX_BYTES + header_bytes + body_bytes
-    if total_bytes > len(data):
-        raise EnvelopeError(f"an envelope of {total_bytes} bytes was cut off after {len(data)}")
+    if total_bytes > (len(data) if n_bytes is None else n_bytes):
+        raise EnvelopeError(f"an envelope of {total_bytes} bytes was cut off after {n_bytes or len(data)}")
     return Prefix(_KINDS[kind], session_id, execution_id, sequence, expiry, header_bytes, body_bytes)
 
 
@@ -329,6 +363,57 @@ def open_message(data: Buffer, prefix: Prefix, key: bytes | Sealer, context: byt
     body = memoryview(bytearray(body_bytes - TAG_BYTES))
     sealer.open_into(sealed, body, sequence=sequence, index=1, last=True, associated=associated)
     return header, body
+
+
+def open_arriving(
+    start: Buffer, prefix: Prefix, key: bytes | Sealer, context: bytes, receive: Callable[[memoryview], object]
+) -> tuple[bytes, memoryview]:
+    """Header and body of a message that is still arriving; each piece is opened when it is here.
+
+    Parameters
+    ----------
+    start
+        What has come, and nothing beyond the message.
+    receive
+        Fills the buffer that it is given with the next bytes. It raises if they do not come.
+
+    Raises
+    ------
+    SealError
+        If any part of the message is not what was sealed with `key`; no part of the body is given out.
+    """
+    rest = _Arriving(start, receive)
+    sealer, associated = _sealer(key), prefix.pack() + context
+    rest.take(memoryview(bytearray(PREFIX_BYTES)))
+    header_seal = memoryview(bytearray(prefix.header_bytes))
+    rest.take(header_seal)
+    n_pieces = -(-prefix.body_bytes // _SEALED_PIECE_BYTES)
+    header = sealer.open(header_seal, sequence=prefix.sequence, index=0, last=not n_pieces, associated=associated)
+    plain = writable(prefix.body_bytes - TAG_BYTES * n_pieces)
+    scratch = memoryview(bytearray(min(prefix.body_bytes, _SEALED_PIECE_BYTES)))
+    for index in range(n_pieces):
+        into = plain[index * PIECE_BYTES : (index + 1) * PIECE_BYTES]
+        sealed = scratch[: len(into) + TAG_BYTES]
+        rest.take(sealed)
+        last = index + 1 == n_pieces
+        sealer.open_into(sealed, into, sequence=prefix.sequence, index=index + 1, last=last, associated=associated)
+    return header, plain
+
+
+class _Arriving:
+    """Bytes of which the first are here."""
+
+    def __init__(self, start: Buffer, receive: Callable[[memoryview], object]) -> None:
+        self._here = flat_view(start)
+        self._receive = receive
+
+    def take(self, into: memoryview) -> None:
+        """Fill `into` with the next bytes."""
+        count = min(len(into), len(self._here))
+        into[:count] = self._here[:count]
+        self._here = self._here[count:]
+        if count < len(into):
+            self._receive(into[count:])
 
 
 def open_header(data: Buffer, prefix: Prefix, key: bytes | Sealer, context: bytes) -> bytes:

@@ -52,8 +52,9 @@ MAX_SEQUENCE = 2 ** (8 * _NONCE_BYTES - _SEQUENCE_SHIFT) - 1
 _KEY_ID_HEX = 8
 _NO_SALT = bytes(32)
 
-# `decrypt_into` came with cryptography 47; before it, opening makes a bytes object and copies it.
+# These came with cryptography 47; before it, sealing and opening make a bytes object and copy it.
 _HAS_DECRYPT_INTO = hasattr(AESGCM, "decrypt_into")
+_HAS_ENCRYPT_INTO = hasattr(AESGCM, "encrypt_into")
 
 
 def key_id(secret: bytes) -> str:
@@ -123,6 +124,16 @@ class Sealer:
     def seal(self, piece: Buffer, *, sequence: int, index: int, last: bool, associated: bytes) -> bytes:
         """Ciphertext and tag of one piece; its length is that of the piece plus `TAG_BYTES`."""
         return self._cipher.encrypt(_nonce(sequence, index, last), piece, associated)
+
+    def seal_into(
+        self, piece: Buffer, into: memoryview, *, sequence: int, index: int, last: bool, associated: bytes
+    ) -> None:
+        """Write ciphertext and tag to `into`, which must not overlap `piece` and has exactly their length."""
+        nonce = _nonce(sequence, index, last)
+        if _HAS_ENCRYPT_INTO:
+            self._cipher.encrypt_into(nonce, piece, associated, into)
+        else:
+            into[:] = self._cipher.encrypt(nonce, piece, associated)
 
     def open(self, sealed: Buffer, *, sequence: int, index: int, last: bool, associated: bytes) -> bytes:
         """The piece. Raises `SealError` if anything about it is not as it was sealed."""

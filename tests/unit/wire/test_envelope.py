@@ -15,6 +15,7 @@ from gearmap.wire.envelope import (
     PREFIX_BYTES,
     Kind,
     make_context,
+    open_arriving,
     open_body,
     open_header,
     parse_prefix,
@@ -383,3 +384,75 @@ def test_any_message_survives_the_round_trip(header, body, sequence, expiry, kin
 def test_any_bytes_are_refused_with_an_envelope_error(data, with_magic):
     with pytest.raises(WireError):
         open_all(b"GM\1\1" + data if with_magic else data)
+
+
+def arriving(data, here):
+    """Open a message of which `here` bytes have come."""
+    rest = memoryview(data)[here:]
+
+    def receive(into):
+        nonlocal rest
+        if len(rest) < len(into):
+            raise ConnectionResetError
+        into[:] = rest[: len(into)]
+        rest = rest[len(into) :]
+
+    prefix = parse_prefix(data[:here], len(data))
+    return open_arriving(data[:here], prefix, KEY, CONTEXT, receive)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 64, 65, 128, 1000])
+@pytest.mark.parametrize("here", [PREFIX_BYTES, PREFIX_BYTES + 5, PREFIX_BYTES + 30, PREFIX_BYTES + 200, 10_000])
+def test_a_message_opens_while_it_arrives(small_pieces, n_bytes, here):
+    body = pattern(n_bytes)
+    data = seal(body=[body]).to_bytes()
+
+    header, opened = arriving(data, min(here, len(data)))
+
+    assert (header, bytes(opened)) == (b"header", body)
+    assert not opened.readonly
+
+
+def test_a_bit_that_flips_while_a_message_arrives_is_seen(small_pieces):
+    data = seal(b"head", [pattern(150)]).to_bytes()
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << (position % 8)
+        with pytest.raises(WireError):
+            arriving(damaged, PREFIX_BYTES)
+
+
+def test_a_message_that_stops_arriving_is_not_opened(small_pieces):
+    data = seal(body=[pattern(150)]).to_bytes()
+    with pytest.raises(ConnectionResetError):
+        open_arriving(data[:-1], parse_prefix(data), KEY, CONTEXT, _nothing_comes)
+
+
+def _nothing_comes(into):
+    raise ConnectionResetError
+
+
+def test_the_length_that_was_announced_is_what_a_prefix_is_checked_against():
+    data = seal(body=[pattern(150)]).to_bytes()
+    assert parse_prefix(data[:PREFIX_BYTES], len(data)).total_bytes == len(data)
+    with pytest.raises(EnvelopeError):
+        parse_prefix(data[:PREFIX_BYTES], len(data) - 1)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 64, 65, 128, 1000])
+def test_a_message_is_written_as_it_is_iterated(small_pieces, n_bytes):
+    body = [pattern(n_bytes)[:30], pattern(n_bytes)[30:]]
+    written = []
+
+    seal(body=body).write_to(lambda part: written.append(bytes(part)))
+
+    assert b"".join(written) == seal(body=body).to_bytes()
+
+
+def test_a_message_is_written_once_only():
+    message = seal(body=[b"body"])
+    message.write_to(len)
+    with pytest.raises(RuntimeError):
+        message.write_to(len)
+    with pytest.raises(RuntimeError):
+        iter(message)
