@@ -240,3 +240,12 @@ def options(**changes: Any) -> BoundOptions:
     3
     """
     return current_client().options(**changes)
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -37,6 +37,7 @@ from gearmap.keyfile import load_key, load_or_make_key
 from gearmap.runtime import child
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.folder import CurrentFolder
+from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.run import Consumer, Place, Run, RunSettings
 from gearmap.wire import seal
 from gearmap.wire.serializer import FunctionCache
@@ -80,12 +81,12 @@ class Backend:
         self._driver: Driver | None = None
         self._cache = FunctionCache()
         self._closed = False
-        self._pid = os.getpid()
+        watch_forks(self)
 
     @property
     def is_closed(self) -> bool:
-        """Whether it was closed, or belongs to the process that this one was forked from."""
-        return self._closed or os.getpid() != self._pid
+        """Whether it was closed, or cannot be used in this forked process."""
+        return self._closed
 
     @property
     def where(self) -> str:
@@ -99,7 +100,7 @@ class Backend:
         with self._lock:
             self._closed = True
             driver, self._driver = self._driver, None
-        if driver is not None and os.getpid() == self._pid:
+        if driver is not None:
             driver.close()
         self._stop()
 
@@ -109,13 +110,12 @@ class Backend:
         Raises
         ------
         ClusterBroken
-            If this was closed, or belongs to another process.
+            If this was closed, or belongs to the process that this one was forked from.
         """
         with self._lock:
             if self._closed:
                 raise ClusterBroken(f"this {self.owner} is closed")
-            if os.getpid() != self._pid:
-                raise ClusterBroken("this client belongs to the process that was forked; make a new one here")
+            self._check_usable()
             if self._driver is None or not self._driver.is_alive:
                 self._start()
                 driver = Driver(self._addresses, health=self._problem)
@@ -172,7 +172,15 @@ class Backend:
         """Where tasks run: at the folder where the node was started."""
         return Place()
 
+    def _after_fork_in_child(self) -> None:
+        """Connect anew on the next use."""
+        self._lock = threading.RLock()
+        self._driver = None
+
     # ---------------------------------------------------------------------------------- what a local cluster overrides
+
+    def _check_usable(self) -> None:
+        """Raise if this process cannot use it."""
 
     def _start(self) -> None:
         """Start what must run before the driver connects."""
@@ -204,6 +212,11 @@ class LocalBackend(Backend):
         self._folder = CurrentFolder()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, or belongs to the process that this one was forked from."""
+        return self._closed or self.processes.is_foreign
+
+    @property
     def where(self) -> str:
         """Where tasks run."""
         return self.processes.describe()
@@ -216,6 +229,17 @@ class LocalBackend(Backend):
             self._last_path = list(sys.path)
             place = self._last_place = Place(cwd, tuple(path or cwd for path in self._last_path))
         return place
+
+    def _after_fork_in_child(self) -> None:
+        """Stay away from the parent's processes; what was not started yet can be started here."""
+        super()._after_fork_in_child()
+        self.processes.let_go()
+
+    def _check_usable(self) -> None:
+        if self.processes.is_foreign:
+            raise ClusterBroken(
+                f"this {self.owner} belongs to the process that this one was forked from; make a new one here"
+            )
 
     def _start(self) -> None:
         self.processes.stop()

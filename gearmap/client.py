@@ -21,6 +21,7 @@ from gearmap.display.sinks import choose_sink, make_sink
 from gearmap.errors import ClusterBroken, ConfigurationError
 from gearmap.runtime.arguments import ArgumentSource
 from gearmap.runtime.callrun import CallRun
+from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import Future
 from gearmap.runtime.inline import run_inline, submit_inline
 from gearmap.runtime.maprun import MapRun
@@ -108,6 +109,13 @@ class Client(BoundOptions):
         self._call_runs: dict[RunOptions, CallRun] = {}
         self._last_calls: tuple[RunOptions | None, CallRun | None] = (None, None)
         self._inline_tasks = 0
+        watch_forks(self)
+
+    def _after_fork_in_child(self) -> None:
+        """Forget the parent's runs; called by itself in a forked process."""
+        self._lock = threading.RLock()
+        self._call_runs = {}
+        self._last_calls = (None, None)
 
     # ---------------------------------------------------------------------------------------------------------- surface
 
@@ -116,7 +124,7 @@ class Client(BoundOptions):
 
     @property
     def is_closed(self) -> bool:
-        """Whether the client was closed, or belongs to the process that this one was forked from."""
+        """Whether the client was closed, or is a local cluster of the process that this one was forked from."""
         return self._backend.is_closed
 
     @property

@@ -95,6 +95,16 @@ class LocalProcesses:
             return f"the local cluster's job server ({self._server.kind}) has ended"
         return None
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the processes were started by the one that this one was forked from."""
+        return self._owner not in (0, os.getpid())
+
+    def let_go(self) -> None:
+        """In a forked process: close its end of the pipe that the node lives by, or the node outlives its owner."""
+        if self._node is not None and self._node.stdin is not None:
+            self._node.stdin.close()
+
     def stop(self) -> None:
         """End both processes. A forked child of ours does nothing here."""
         if os.getpid() != self._owner:

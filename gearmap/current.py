@@ -1,10 +1,11 @@
-"""Which client is the current one: the innermost `with` or `connect()`.
+"""Which client is the current one: the innermost `with` or `connect()` that is not closed.
 
 Law of the file: a stack under a lock, nothing else. It knows nothing of how clients are made.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -35,4 +36,14 @@ def leave(client: Client) -> None:
 def current() -> Client | None:
     """Return the current client, or None."""
     with _lock:
-        return _stack[-1] if _stack else None
+        # A local cluster of the process that this one was forked from counts as closed.
+        return next((client for client in reversed(_stack) if not client.is_closed), None)
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

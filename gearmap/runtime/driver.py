@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import os
 import random
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from gearmap.config import ServerAddress
 from gearmap.errors import ClusterBroken
+from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.run import Run
 from gearmap.runtime.serverlink import ServerLink
 from gearmap.transport.poller import Poller, Waker
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 # How often the health of a cluster of our own is looked at while runs wait (seconds).
 HEALTH_INTERVAL = 0.5
-
-_drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 
 class Driver:
@@ -62,7 +59,7 @@ class Driver:
     def start(self) -> None:
         """Start the thread."""
         self._poller.add(self._waker)
-        _drivers.add(self)
+        watch_forks(self)
         self._thread.start()
 
     @property
@@ -157,23 +154,8 @@ class Driver:
         self._waker.close()
         self._poller.close()
 
-    def close_sockets_after_fork(self) -> None:
-        """Close this process's copies of the session sockets: while one is open, the job server keeps the session."""
+    def _after_fork_in_child(self) -> None:
+        """Nobody runs this driver here. The session sockets are closed already: each connection sees to its own."""
         self._closing = True
-        for run in self._runs:
-            for link in run.links:
-                fd = link.fileno()
-                if fd >= 0:
-                    os.close(fd)
-
-
-def _after_fork_in_child() -> None:
-    for driver in list(_drivers):
-        try:
-            driver.close_sockets_after_fork()
-        except OSError:
-            pass
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+        self._waker.close()
+        self._poller.close()

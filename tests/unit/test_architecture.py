@@ -101,7 +101,7 @@ MAY_HOLD_STATE = {
     "gearmap.current": "which client is current",
     "gearmap.api": "the client that was started by itself",
     "gearmap.runtime.child": "whether this process is a child",
-    "gearmap.runtime.driver": "drivers to close at exit, sessions to close in a forked child",
+    "gearmap.runtime.forking": "who is told in a process that was forked",
     "gearmap.transport.connection": "sockets to close in a forked child",
 }
 
