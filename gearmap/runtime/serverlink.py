@@ -20,6 +20,8 @@ __all__ = ["ServerLink"]
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 30.0
 
+_NOTHING: Sequence[Any] = ()
+
 
 class ServerLink:
     """One job server of one run."""
@@ -60,7 +62,7 @@ class ServerLink:
         self._retry_at = None
         self._poller.add(session)
 
-    def step(self, now: float) -> list[Any]:
+    def step(self, now: float) -> Sequence[Any]:
         """Take in what has happened; return the session's events."""
         if self._closed:
             return []
@@ -70,7 +72,9 @@ class ServerLink:
                 self.open(now)
             return []
         due = session.deadline
-        if due is not None and now >= due:
+        if due is None:
+            return _NOTHING
+        if now >= due:
             session.tick(now)
         events: list[Any] = session.take_events()
         for event in events:

@@ -77,6 +77,10 @@ class Greeting(GearmanCommandHandler):  # type: ignore[misc]  # gearman3 has no 
         """Queue a command, without the way through the manager's maps."""
         self._connection.send_command(cmd_type, cmd_args)
 
+    def send_bare(self, cmd_type: int) -> None:
+        """Queue a command without arguments."""
+        self._connection.send_bare(cmd_type)
+
     def encode_data(self, data: Any) -> Any:
         return data
 

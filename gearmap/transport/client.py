@@ -1,7 +1,7 @@
 """One session with one job server: submissions go in, events come out, nothing ever waits.
 
-Inside is a GearmanClient with one connection. What is mended here: `submit_multiple_jobs` that blocks, handles given
-to the wrong request after an ERROR, KeyErrors for late packets and unknown handles, two requests of one unique,
+Inside is a GearmanClient with one connection. What is mended here: `submit_multiple_requests` that blocks, handles
+given to the wrong request after an ERROR, KeyErrors for late packets and unknown handles, two requests of one unique,
 exceptions that are never terminal, scans over all requests.
 
 Law of the file: one thread; no clock; every request gets exactly one terminal event or is named in `Lost`. A request
@@ -17,14 +17,10 @@ from typing import Any
 from gearman.client import GearmanClient
 from gearman.client_handler import GearmanClientCommandHandler
 from gearman.constants import (
-    JOB_CREATED,
-    JOB_PENDING,
-    JOB_UNKNOWN,
     PRIORITY_HIGH,
     PRIORITY_LOW,
     PRIORITY_NONE,
 )
-from gearman.job import GearmanJobRequest
 from gearman.protocol import GEARMAN_COMMAND_OPTION_REQ, submit_cmd_for_background_priority
 
 from gearmap.errors import ConfigurationError, ConnectionLost, ProtocolError, TransportError
@@ -51,7 +47,7 @@ from gearmap.transport.events import (
     show_address,
 )
 from gearmap.transport.parsing import status_row, text, unique_status
-from gearmap.transport.protocol import GET_STATUS_UNIQUE
+from gearmap.transport.protocol import GET_STATUS_UNIQUE, encoded
 
 __all__ = ["ServerSession", "SessionState"]
 
@@ -61,9 +57,9 @@ SessionState = ChannelState
 MAX_UNIQUE_BYTES = 63
 _PRIORITIES = {"low": PRIORITY_LOW, "normal": PRIORITY_NONE, "high": PRIORITY_HIGH}
 _SUBMIT_COMMANDS = {
-    (background, priority): submit_cmd_for_background_priority(background, priority)
+    (background, name): submit_cmd_for_background_priority(background, priority)
     for background in (False, True)
-    for priority in _PRIORITIES.values()
+    for name, priority in _PRIORITIES.items()
 }
 
 
@@ -114,18 +110,7 @@ class ServerSession(Channel):
             self._early.extend(requests)
             return
         self._check_open()
-        jobs = [
-            {
-                "task": request.function,
-                "unique": request.unique,
-                "data": request.body,
-                "priority": _PRIORITIES[request.priority],
-                "token": request.token,
-                "background": request.background,
-            }
-            for request in requests
-        ]
-        self._client.submit_multiple_jobs(jobs, max_retries=0, wait_until_complete=False)
+        self._client.submit_multiple_requests(requests, wait_until_complete=False)
 
     def request_status(self) -> None:
         """Ask for the server's queue lengths; answered by `StatusListing`."""
@@ -148,7 +133,7 @@ class ServerSession(Channel):
     @property
     def deadline(self) -> float | None:
         # Events that wait to be taken must not wait for the network: a connection may fail at once.
-        return 0.0 if self._events else super().deadline
+        return 0.0 if self._events else self._connect_deadline
 
     def take_events(self) -> list[ClientEvent]:
         """Return what has happened since the last call, in order."""
@@ -198,25 +183,15 @@ def _check(request: JobRequest) -> None:
         raise ConfigurationError(f"a body of {len(request.body)} bytes is larger than Gearman's limit of 4 GiB")
 
 
-class _Request(GearmanJobRequest):  # type: ignore[misc]  # gearman3 has no types
-    """gearman3's request with our token, and without the queues that nobody reads here."""
-
-    token: Hashable = None
-
-    def initialize_request(self) -> None:
-        self.state = JOB_UNKNOWN
-        self.timed_out = False
-
-
 class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[misc]  # gearman3 has no types
     """Matches answers to requests."""
 
     def __init__(self, connection_manager: Any = None) -> None:
         super().__init__(connection_manager=connection_manager)
-        self.requests_awaiting_handles: deque[_Request] = deque()
+        self.requests_awaiting_handles: deque[JobRequest] = deque()
         # Several requests share a handle when they share a unique. gearman3's weak map would forget requests that
         # nobody else holds, and knows one request per handle.
-        self.handle_to_request_map: dict[bytes, list[_Request]] = {}
+        self.handle_to_request_map: dict[bytes, list[JobRequest]] = {}
         self._status_rows: list[StatusRow] = []
         self.channel: ServerSession = connection_manager.channel
         self._emit = self.channel.emit
@@ -235,12 +210,11 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
         self.requests_awaiting_handles.clear()
         self.handle_to_request_map.clear()
 
-    def send_job_request(self, current_request: _Request) -> None:
-        job = current_request.job
-        command = _SUBMIT_COMMANDS[current_request.background, current_request.priority]
-        self._connection.send_command(command, {"task": job.task, "unique": job.unique, "data": job.data})
-        current_request.state = JOB_PENDING
-        self.requests_awaiting_handles.append(current_request)
+    def send_job_request(self, current_request: JobRequest) -> None:
+        request = current_request
+        names = (encoded(request.function), encoded(request.unique))
+        self._connection.send_with_data(_SUBMIT_COMMANDS[request.background, request.priority], names, request.body)
+        self.requests_awaiting_handles.append(request)
 
     def ask_status(self) -> None:
         self.ask_text("status", self._recv_status_line)
@@ -252,7 +226,6 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
             raise ProtocolError(f"{show_address(self.channel.address)} sent a handle that nobody asked for")
         request = self.requests_awaiting_handles.popleft()
         handle = bytes(job_handle).rstrip(b"\0")
-        request.state = JOB_CREATED
         if not request.background:
             self.handle_to_request_map.setdefault(handle, []).append(request)
         self._emit(Accepted(request.token, text(handle)))
@@ -297,7 +270,7 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
         for request in self._finish(job_handle):
             self._emit(WorkException(request.token, data))
 
-    def _next_of(self, job_handle: Payload) -> _Request | None:
+    def _next_of(self, job_handle: Payload) -> JobRequest | None:
         """The request that this packet is for; the server repeats it for every request of the same handle."""
         twins = self.handle_to_request_map.get(bytes(job_handle).rstrip(b"\0"))
         if not twins:
@@ -307,7 +280,7 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
             return twins[-1]
         return twins[0]
 
-    def _finish(self, job_handle: Payload) -> Sequence[_Request]:
+    def _finish(self, job_handle: Payload) -> Sequence[JobRequest]:
         # What comes later under this handle finds nothing and is dropped.
         return self.handle_to_request_map.pop(bytes(job_handle).rstrip(b"\0"), ())
 
@@ -337,22 +310,15 @@ class _Client(GearmanClient):  # type: ignore[misc]  # gearman3 has no types
     channel: ServerSession
     lost_tokens: tuple[Hashable, ...] = ()
 
-    def wait_until_jobs_accepted(self, job_requests: Sequence[_Request], poll_timeout: float | None = None) -> Any:
-        """Queue and flush only: acceptance is an event."""
+    def submit_multiple_requests(
+        self, job_requests: Sequence[JobRequest], wait_until_complete: bool = False, poll_timeout: float | None = None
+    ) -> Sequence[JobRequest]:
+        """Queue and flush only: acceptance is an event. Our own requests carry what is needed of gearman3's."""
         send_job_request = self.channel.handler.send_job_request
         for request in job_requests:
             send_job_request(request)
         self.channel.flush()
         return job_requests
-
-    def _create_request_from_dictionary(
-        self, job_info: dict[str, Any], background: bool = False, max_retries: int = 0
-    ) -> _Request:
-        """Keeps an empty unique empty, and carries the token."""
-        job = self.job_class(None, None, job_info["task"], job_info["unique"], job_info["data"])
-        request = _Request(job, job_info["priority"], job_info["background"], max_retries + 1)
-        request.token = job_info["token"]
-        return request
 
     def take_lost_tokens(self) -> tuple[Hashable, ...]:
         tokens, self.lost_tokens = self.lost_tokens, ()

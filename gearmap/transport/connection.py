@@ -24,7 +24,7 @@ from gearman.connection import GearmanConnection
 from gearmap.errors import ConnectionLost, ServerUnavailable, TransportError
 from gearmap.transport.events import Address, show_address
 from gearmap.transport.outgoing import SendQueue
-from gearmap.transport.protocol import BARE_PACKETS, TEXT_COMMAND, PacketReader, frame_head
+from gearmap.transport.protocol import BARE_PACKETS, TEXT_COMMAND, PacketReader, frame_head, pack_head
 from gearmap.transport.resolve import Endpoint, Resolution, resolve_at_once
 
 __all__ = ["Connection"]
@@ -273,6 +273,15 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
         size = data.nbytes if isinstance(data, memoryview) else len(data)
         self.outgoing.put(frame_head(cmd_type, cmd_args, size), data)
 
+    def send_with_data(self, command: int, names: tuple[bytes, ...], data: Any) -> None:
+        """Queue a command whose arguments are bytes already and end in data: every job and its outcome."""
+        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        self.outgoing.put(pack_head(command, (*names, b""), size), data)
+
+    def send_bare(self, command: int) -> None:
+        """Queue a command without arguments."""
+        self.outgoing.put(BARE_PACKETS[command])
+
     def send_commands_to_buffer(self) -> None:
         """Commands are packed when they are queued."""
 
@@ -300,7 +309,8 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
                 return 1
             except OSError as error:
                 raise self.failure(f"broke: {error.strerror or error}") from error
-            outgoing.advance(sent)
+            if outgoing.advance(sent):
+                return 0
 
     # ---------------------------------------------------------------------------------------------- the end
 

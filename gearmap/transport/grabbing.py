@@ -38,6 +38,9 @@ class _Server(enum.Enum):
     ASLEEP = "asleep"  # said that it has none, and will wake us
 
 
+# Those that said so come first.
+_WORTH_ASKING = (_Server.WOKEN, _Server.AWAKE)
+
 Orders: TypeAlias = list[tuple[Order, int]]
 
 
@@ -139,8 +142,10 @@ class GrabPolicy:
     def _next_in_turn(self) -> int | None:
         """The next server that has work or may have some, those that said so first."""
         servers = self._servers
+        if len(servers) == 1:
+            return 0 if servers[0] in _WORTH_ASKING else None
         after = self._last_asked + 1
-        for wanted in (_Server.WOKEN, _Server.AWAKE):
+        for wanted in _WORTH_ASKING:
             if wanted in servers:
                 turn = servers[after:] + servers[:after]
                 return (after + turn.index(wanted)) % len(servers)

@@ -11,7 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from gearman.protocol import GEARMAN_COMMAND_CAN_DO, GEARMAN_COMMAND_CANT_DO, GEARMAN_COMMAND_SET_CLIENT_ID
+from gearman.protocol import (
+    GEARMAN_COMMAND_CAN_DO,
+    GEARMAN_COMMAND_CANT_DO,
+    GEARMAN_COMMAND_SET_CLIENT_ID,
+    GEARMAN_COMMAND_WORK_COMPLETE,
+    GEARMAN_COMMAND_WORK_DATA,
+)
 from gearman.worker import GearmanWorker
 from gearman.worker_handler import GearmanWorkerCommandHandler
 
@@ -20,6 +26,7 @@ from gearmap.transport.channel import Channel, ChannelState, Greeting, PassThrou
 from gearmap.transport.connection import Connection
 from gearmap.transport.events import Payload, UniqueStatus, show_address
 from gearmap.transport.parsing import unique_status
+from gearmap.transport.protocol import encoded
 
 __all__ = ["LinkOwner", "LoopWorker", "ServerLink", "WorkerHandler"]
 
@@ -131,6 +138,12 @@ class WorkerHandler(Greeting, GearmanWorkerCommandHandler):  # type: ignore[misc
         """Tell the server about functions that it does not know yet; never RESET_ABILITIES."""
         for task in connection_abilities_list:
             self.send_command(GEARMAN_COMMAND_CAN_DO, task=task)
+
+    def send_job_complete(self, current_job: Any, data: Any) -> None:
+        self._connection.send_with_data(GEARMAN_COMMAND_WORK_COMPLETE, (encoded(current_job.handle),), data)
+
+    def send_job_data(self, current_job: Any, data: Any) -> None:
+        self._connection.send_with_data(GEARMAN_COMMAND_WORK_DATA, (encoded(current_job.handle),), data)
 
     def recv_noop(self) -> None:
         self._owner.noop(self._number)

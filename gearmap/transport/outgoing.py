@@ -77,20 +77,21 @@ class SendQueue:
             return list(self._ready)
         return list(islice(self._ready, _MAX_BUFFERS))
 
-    def advance(self, count: int) -> None:
-        """Forget the first `count` bytes of what `gather` returned: they are sent."""
+    def advance(self, count: int) -> bool:
+        """Forget the first `count` bytes of what `gather` returned: they are sent. Return whether nothing is left."""
         ready = self._ready
         self._ready_bytes -= count
         if not self._ready_bytes:
             ready.clear()
-            return
+            return not self._waiting
         while count:
             first = ready[0]
             if count < len(first):
                 ready[0] = memoryview(first)[count:]
-                return
+                return False
             count -= len(first)
             ready.popleft()
+        return False
 
     def clear(self) -> None:
         """Drop everything; bodies are not asked any more."""

@@ -148,21 +148,38 @@ class Poller:
 
     def dispatch(self, timeout: float | None) -> list[Pollable]:
         """Wait like `poll`, run the callbacks of who is ready, and return who was."""
-        fds, entries = self._fds, self._entries
-        ready = [(fd, mask, fds[fd]) for fd, mask in self._wait(timeout) if fd in fds]
+        waited = self._wait(timeout)
+        fds = self._fds
+        if len(waited) == 1:
+            # Nearly always so when one thing happens after another, and then no callback came before this one.
+            ((fd, mask),) = waited
+            only = fds.get(fd)
+            if only is None:
+                return []
+            self._call(fd, mask, only)
+            return [only]
+        ready = [(fd, mask, fds[fd]) for fd, mask in waited if fd in fds]
         for fd, mask, pollable in ready:
-            # A callback may have removed a later pollable of the same round, or replaced its socket.
-            entry = entries.get(pollable)
-            if entry is None or entry.fd != fd:
-                continue
+            self._call(fd, mask, pollable)
+        return [pollable for _, _, pollable in ready]
+
+    def _call(self, fd: int, mask: int, pollable: Pollable) -> None:
+        """Run the callbacks of one that is ready."""
+        entries = self._entries
+        # A callback may have removed a later pollable of the same round, or replaced its socket.
+        entry = entries.get(pollable)
+        if entry is None or entry.fd != fd:
+            return
+        if mask == _READ:
+            pollable.on_readable()
+        else:
             # An error or a hang-up is for both: whoever looks first finds out.
             if mask & ~_WRITE:
                 pollable.on_readable()
             if mask & ~_READ and entry.events & _WRITE and entries.get(pollable) is entry and entry.fd == fd:
                 pollable.on_writable()
-            if not entry.reports:
-                self.update(pollable)
-        return [pollable for _, _, pollable in ready]
+        if not entry.reports:
+            self.update(pollable)
 
     def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
         if self._changed:

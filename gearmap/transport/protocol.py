@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +26,9 @@ __all__ = [
     "PARAMS",
     "TEXT_COMMAND",
     "PacketReader",
+    "encoded",
     "frame_head",
+    "pack_head",
 ]
 
 Command = tuple[int, tuple[Payload, ...]]
@@ -82,6 +84,11 @@ _SAMPLE_BYTES = 40
 _NOTHING = memoryview(bytearray())
 
 
+def encoded(value: Any) -> Any:
+    """An argument as bytes; text that came as bytes that are not UTF-8 goes back as those."""
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+
+
 def frame_head(command: int, arguments: Mapping[str, Any], data_bytes: int) -> bytes:
     """Header and arguments of a request, up to the data, which follows with `data_bytes` bytes.
 
@@ -90,12 +97,14 @@ def frame_head(command: int, arguments: Mapping[str, Any], data_bytes: int) -> b
     ConfigurationError
         If the packet would be larger than the 4 GiB of the format, or an argument contains NUL.
     """
-    shorts = [
-        value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
-        for value in [arguments[name] for name in _SHORT_PARAMS[command]]
-    ]
+    shorts = [encoded(arguments[name]) for name in _SHORT_PARAMS[command]]
     if command in _WITH_DATA:
         shorts.append(b"")
+    return pack_head(command, shorts, data_bytes)
+
+
+def pack_head(command: int, shorts: Sequence[bytes], data_bytes: int) -> bytes:
+    """`frame_head` of arguments that are bytes already; data that follows stands among them as an empty last one."""
     body = b"\0".join(shorts)
     if body.count(b"\0") >= len(shorts):
         raise ConfigurationError(f"a Gearman argument must not contain NUL: {shorts!r}")

@@ -42,6 +42,8 @@ IDLE_GRAB = 5.0
 # With several servers, one that does not answer a GRAB for so long is given up for the others' sake.
 ANSWER_TIMEOUT = 10.0
 
+_COMMANDS = {Order.GRAB: GEARMAN_COMMAND_GRAB_JOB_UNIQ, Order.SLEEP: GEARMAN_COMMAND_PRE_SLEEP}
+
 
 class WorkerLinks:
     """One Gearman worker: its connections and the job it holds.
@@ -100,6 +102,8 @@ class WorkerLinks:
         self._phase_since = 0.0
         # The change of phase that `_phase_since` belongs to.
         self._timed_change = -1
+        # The next tick is due not later than this.
+        self._due: float | None = None
 
     # ------------------------------------------------------------------------------------------- lifecycle
 
@@ -108,11 +112,17 @@ class WorkerLinks:
         self._phase_since = now
         for link in self.links:
             link.start(now)
+        self._find_due(now)
 
     def tick(self, now: float) -> None:
         """Let deadlines fire: connecting, reconnecting, the grab of a sleeping worker."""
         for link in self.links:
             link.tick(now)
+        self._end_phase(now)
+        self._find_due(now)
+
+    def _end_phase(self, now: float) -> None:
+        """Do what is due if the present phase has lasted too long."""
         if self._policy.changes != self._timed_change:
             self._timed_change, self._phase_since = self._policy.changes, now
             return
@@ -126,18 +136,24 @@ class WorkerLinks:
 
     @property
     def deadline(self) -> float | None:
-        """The latest `now` at which `tick` must be called, or None."""
-        if self._events:
-            # They must not wait for the network to be taken.
-            return 0.0
-        limit = self._phase_limit
-        # If the phase has changed since the last tick, the next tick sets its beginning.
-        soonest = None if limit is None else self._phase_since + limit
+        """The latest `now` at which `tick` must be called, or None.
+
+        Not worked out for each packet: a tick now and then that finds nothing to do is cheaper.
+        """
+        # Events must not wait for the network to be taken.
+        return 0.0 if self._events else self._due
+
+    def _find_due(self, now: float) -> None:
+        """Find out when the next tick must be: at the latest when a phase that begins now may have lasted too long."""
+        soonest = None
+        if any(link.state is not ChannelState.CLOSED for link in self.links):
+            limit = self._phase_limit
+            soonest = now + IDLE_GRAB if limit is None else self._phase_since + limit
         for link in self.links:
             due = link.deadline
             if due is not None and (soonest is None or due < soonest):
                 soonest = due
-        return soonest
+        self._due = soonest
 
     @property
     def _phase_limit(self) -> float | None:
@@ -252,11 +268,13 @@ class WorkerLinks:
     # ---------------------------------------------------------------------------------- called by the links
 
     def link_came_up(self, number: int) -> None:
+        self._due = 0.0  # at once
         self._events.append(ServerUp(self.links[number].address))
         self._obey(self._policy.came_up(number))
 
     def link_went_down(self, number: int, reason: TransportError | None) -> None:
         """A link is closed; `reason` is None if that has been reported already."""
+        self._due = 0.0  # at once
         if reason is not None:
             self._events.append(ServerDown(self.links[number].address, reason))
         if self._held is not None and self._policy.current == number:
@@ -286,8 +304,7 @@ class WorkerLinks:
             link = self.links[number]
             # A flush in this loop may have found that a server is gone; the policy knows it by then.
             if link.state is ChannelState.READY:
-                is_grab = order is Order.GRAB
-                link.handler.send_command(GEARMAN_COMMAND_GRAB_JOB_UNIQ if is_grab else GEARMAN_COMMAND_PRE_SLEEP)
+                link.handler.send_bare(_COMMANDS[order])
                 link.flush()
 
     def _leave(self) -> None:
