@@ -3,7 +3,9 @@
 Rule 1: one job a worker, one execution a child; a worker keeps its child as long as that lives.
 Rule 2: a job that was taken is always answered: by the child's final outcome, or by one NOT_RUN of the node.
 Rule 3: silence of a job server is not news. Only "nobody waits", twice in a row, stops an execution.
-Rule 4: nothing here knows what is in an envelope, and nothing here waits: `now` is an argument, `deadline` an answer.
+Rule 4: a child that ran a tenant's initializer, or as many tasks as it may, is never given a job that this is not for:
+it is replaced, and the job goes to the fresh one.
+Rule 5: nothing here knows what is in an envelope, and nothing here waits: `now` is an argument, `deadline` an answer.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gearmap.core import node_events as ne
+from gearmap.core.limits import ChildUse, TaskClock, shown_bytes
 
 __all__ = ["NodeEngine"]
 
@@ -30,6 +33,11 @@ ASK_INTERVAL = 0.5
 # How long a worker that is to be avoided keeps the job before it gives it back, so that another one can be woken first.
 AVOID_DELAY = 0.2
 
+# How often the memory of children that work is looked at, with a limit and without one (then only to say, should one
+# die, how much it had). Raised: less work for the node; lowered: a child gets less far beyond its limit.
+LIMITED_MEMORY_INTERVAL = 0.1
+MEMORY_INTERVAL = 0.25
+
 # Children that die before they were ready, in a row, before the node gives up.
 MAX_FAILED_STARTS = 5
 
@@ -38,21 +46,29 @@ _NEVER = float("inf")
 
 @dataclass(slots=True)
 class _Execution:
-    """One job of a worker. `child` is None until a child has it; `give_back_at` is set for one that is not run."""
+    """One job of a worker. `child` is None until a child has it; `give_back_at` is set for one that is not run.
+
+    `stopping` says why it is being stopped, and `detail` tells people more.
+    """
 
     id: bytes
     foreground: bool
-    child: int | None
+    n_tasks: int
+    needs: ne.JobNeeds | None
+    clock: TaskClock | None
+    child: int | None = None
     next_beat: float = _NEVER
     next_forward: float = _NEVER
     next_ask: float = _NEVER
     give_back_at: float = _NEVER
     nobody_waits: int = 0
     stopping: ne.NodeReason | None = None
+    detail: str = ""
 
     @property
     def deadline(self) -> float:
-        return min(self.next_beat, self.next_forward, self.next_ask, self.give_back_at)
+        soonest = min(self.next_beat, self.next_forward, self.next_ask, self.give_back_at)
+        return soonest if self.clock is None else min(soonest, self.clock.next_look)
 
 
 class NodeEngine:
@@ -64,10 +80,24 @@ class NodeEngine:
         How many workers the node has; they are numbered from 0.
     spares
         Warm children beyond one for each worker, so that a lost child is replaced at once.
+    memory_limit
+        Bytes that a child and what it started may use, or None.
+    max_tasks_per_child
+        How many tasks a child runs, or None: once it has run so many it is replaced.
     """
 
-    def __init__(self, *, workers: int, spares: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int,
+        spares: int = 1,
+        memory_limit: int | None = None,
+        max_tasks_per_child: int | None = None,
+    ) -> None:
         self._spares = spares
+        self._memory_limit = memory_limit
+        self._memory_interval = MEMORY_INTERVAL if memory_limit is None else LIMITED_MEMORY_INTERVAL
+        self._max_tasks_per_child = max_tasks_per_child
         self._child_of: list[int | None] = [None] * workers
         self._executions: list[_Execution | None] = [None] * workers
         self._workers_of: dict[int, int] = {}  # children that run an execution, and whose it is
@@ -75,6 +105,9 @@ class NodeEngine:
         # No execution has anything to do before this. It may be too early by an execution that is over: a look too many
         # now and then is cheaper than to compare all of them after each event.
         self._next_look = _NEVER
+        self._next_memory_look = _NEVER
+        self._worked: set[int] = set()  # children that had a job since the last look at memory
+        self._uses: dict[int, ChildUse] = {}  # of every child that is a worker's
         self._starting: set[int] = set()
         self._idle: list[int] = []  # ready, and no worker's yet
         self._next_child = 0
@@ -90,6 +123,8 @@ class NodeEngine:
             ne.JobGone: self._on_job_gone,
             ne.OutcomeCommitted: self._on_committed,
             ne.OutcomeFinal: self._on_final,
+            ne.TaskSeen: self._on_task_seen,
+            ne.MemorySeen: self._on_memory_seen,
             ne.ClientsCounted: self._on_clients,
             ne.StopExecution: self._on_stop,
             ne.Drain: self._on_drain,
@@ -155,7 +190,9 @@ class NodeEngine:
                 del self._workers_of[execution.child]
             self._busy -= 1
             if not self._busy:
-                self._next_look = self._give_back_all_at
+                if self._memory_limit is None:
+                    self._next_memory_look = _NEVER
+                self._next_look = min(self._give_back_all_at, self._next_memory_look)
         return execution
 
     # ------------------------------------------------------------------------------------------------------- children
@@ -185,16 +222,28 @@ class NodeEngine:
         for worker in lacking:
             if not self._idle:
                 return
-            self._child_of[worker] = self._idle.pop(0)
+            child = self._child_of[worker] = self._idle.pop(0)
+            self._uses[child] = ChildUse(self._max_tasks_per_child)
             self._run(worker, out)
 
+    def _replace(self, child: int, out: list[ne.Instruction]) -> None:
+        """End a worker's child that runs nothing, and have another one take its place."""
+        out.append(ne.KillChild(child))
+        self._part_with(child, out)
+
     def _run(self, worker: int, out: list[ne.Instruction]) -> None:
-        """Hand a worker's job to its child, if there are both."""
+        """Hand a worker's job to its child, if there are both and they fit."""
         execution, child = self._executions[worker], self._child_of[worker]
         if execution is None or child is None or execution.child is not None or execution.give_back_at != _NEVER:
             return
+        use = self._uses[child]
+        if not use.suits(execution.n_tasks, execution.needs):
+            self._replace(child, out)
+            return
+        use.takes(execution.n_tasks, execution.needs)
         execution.child = child
         self._workers_of[child] = worker
+        self._worked.add(child)
         out.append(ne.RunJob(worker, child))
 
     def _on_child_gone(self, event: ne.ChildGone, now: float, out: list[ne.Instruction]) -> None:
@@ -217,17 +266,14 @@ class NodeEngine:
         for worker in range(len(self._executions)):
             execution = self._end(worker)
             if execution is not None:
-                out.append(ne.AnswerNotRun(worker, execution.stopping or ne.NodeReason.DRAINING))
+                out.append(ne.AnswerNotRun(worker, ne.NodeReason.DRAINING))
         self._exited = True
         out.append(ne.Exit(problem))
 
     def _after_death(self, worker: int, event: ne.ChildGone, out: list[ne.Instruction]) -> None:
         execution = self._end(worker)
         assert execution is not None
-        if execution.stopping is not None:
-            out.append(ne.AnswerNotRun(worker, execution.stopping))
-        else:
-            out.append(ne.AnswerNotRun(worker, ne.NodeReason.CHILD_DIED, event.position, event.detail))
+        out.append(_verdict(worker, execution, event))
 
     # ----------------------------------------------------------------------------------------------------------- jobs
 
@@ -240,15 +286,23 @@ class NodeEngine:
             # It was on its way when the workers were paused. Run, it could outlive the grace that is over by now.
             out.append(ne.AnswerNotRun(event.worker, ne.NodeReason.DRAINING))
             return
-        execution = _Execution(event.execution, event.foreground, None)
+        needs = event.needs
+        clock = None if needs is None or needs.task_timeout is None else TaskClock(needs.task_timeout)
+        execution = _Execution(event.execution, event.foreground, event.n_tasks, needs, clock)
         if event.avoided:
             execution.give_back_at = first_look = now + AVOID_DELAY
         else:
             execution.next_beat = first_look = now + FIRST_BEAT
             if event.foreground:
                 execution.next_ask = now + ASK_INTERVAL
+            if clock is not None:
+                clock.look_soon(now)
+                first_look = min(first_look, clock.next_look)
         self._executions[event.worker] = execution
         self._busy += 1
+        if self._next_memory_look == _NEVER:
+            self._next_memory_look = now + self._memory_interval
+            first_look = min(first_look, self._next_memory_look)
         if first_look < self._next_look:
             self._next_look = first_look
         self._run(event.worker, out)
@@ -262,6 +316,7 @@ class NodeEngine:
     def _part_with(self, child: int, out: list[ne.Instruction]) -> None:
         """Take a child that is dead or dying from its worker, so that no new job goes to it."""
         self._child_of = [None if held == child else held for held in self._child_of]
+        self._uses.pop(child, None)
         self._refill(out)
         self._place_children(out)
 
@@ -277,6 +332,33 @@ class NodeEngine:
         if worker is not None:
             self._end(worker)
             out.append(ne.Finish(worker))
+            use = self._uses.get(event.child)  # none, if it is being killed already
+            if use is not None and (event.last or use.is_spent):
+                self._replace(event.child, out)
+
+    def _on_task_seen(self, event: ne.TaskSeen, now: float, out: list[ne.Instruction]) -> None:
+        worker = self._workers_of.get(event.child)
+        execution = None if worker is None else self._executions[worker]
+        if execution is None or execution.clock is None or execution.stopping is not None:
+            return
+        clock = execution.clock
+        if clock.sees(event.position, now):
+            execution.detail = f"stopped after {now - clock.since:.2f} s"
+            self._stop(execution, ne.NodeReason.TIMED_OUT, now, out)
+        else:
+            self._next_look = min(self._next_look, clock.next_look)
+
+    def _on_memory_seen(self, event: ne.MemorySeen, now: float, out: list[ne.Instruction]) -> None:
+        limit, child = self._memory_limit, event.child
+        if limit is None or event.used_bytes <= limit or child not in self._uses:
+            return
+        worker = self._workers_of.get(child)
+        execution = None if worker is None else self._executions[worker]
+        if execution is None:
+            self._replace(child, out)
+            return
+        execution.detail = f"memory limit of {shown_bytes(limit)} (it used {shown_bytes(event.used_bytes)})"
+        self._stop(execution, ne.NodeReason.CHILD_DIED, now, out)
 
     def _on_clients(self, event: ne.ClientsCounted, now: float, out: list[ne.Instruction]) -> None:
         execution = self._executions[event.worker]
@@ -292,6 +374,8 @@ class NodeEngine:
             return
         execution.stopping = reason
         execution.next_ask = execution.next_beat = execution.next_forward = _NEVER
+        if execution.clock is not None:
+            execution.clock.next_look = _NEVER
         if execution.child is not None:
             out.append(ne.KillChild(execution.child))
             self._part_with(execution.child, out)
@@ -321,8 +405,38 @@ class NodeEngine:
             if now >= execution.next_ask:
                 execution.next_ask = now + ASK_INTERVAL
                 out.append(ne.AskClients(worker))
+            if execution.clock is not None and now >= execution.clock.next_look:
+                execution.clock.look_soon(now)
+                if execution.child is not None:
+                    out.append(ne.LookAtTask(execution.child))
+        if now >= self._next_memory_look:
+            self._look_at_memory(now, out)
         if now >= self._give_back_all_at:
             self._give_back_all_at = _NEVER
         waiting = (execution.deadline for execution in self._executions if execution is not None)
         self._next_look = min(waiting, default=_NEVER)
-        self._next_look = min(self._next_look, self._give_back_all_at)
+        self._next_look = min(self._next_look, self._give_back_all_at, self._next_memory_look)
+
+    def _look_at_memory(self, now: float, out: list[ne.Instruction]) -> None:
+        """Look at every child that worked since the last time: one that ran many short jobs is seen, too."""
+        children = tuple(sorted(self._worked & self._uses.keys()))
+        if children:
+            out.append(ne.LookAtMemory(children))
+        self._worked = set(self._workers_of)
+        self._next_memory_look = now + self._memory_interval if self._worked else _NEVER
+
+
+def _verdict(worker: int, execution: _Execution, event: ne.ChildGone) -> ne.AnswerNotRun:
+    """Say what became of an execution whose child is gone. Only here is known where the child was in the end."""
+    reason = execution.stopping or ne.NodeReason.CHILD_DIED
+    if reason is ne.NodeReason.CHILD_DIED:
+        detail = execution.detail or event.detail
+        if event.initializing:
+            return ne.AnswerNotRun(worker, ne.NodeReason.INITIALIZER_FAILED, None, f"{detail}, in the initializer")
+        return ne.AnswerNotRun(worker, reason, event.position, detail)
+    if reason is ne.NodeReason.TIMED_OUT:
+        assert execution.clock is not None
+        # A child that has gone on had committed the task that took so long: that one is done, and nobody is charged.
+        overdue = event.position if event.position == execution.clock.position else None
+        return ne.AnswerNotRun(worker, reason, overdue, execution.detail)
+    return ne.AnswerNotRun(worker, reason)

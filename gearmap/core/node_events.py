@@ -25,8 +25,12 @@ __all__ = [
     "Input",
     "Instruction",
     "JobGone",
+    "JobNeeds",
     "JobTaken",
     "KillChild",
+    "LookAtMemory",
+    "LookAtTask",
+    "MemorySeen",
     "NodeReason",
     "OutcomeCommitted",
     "OutcomeFinal",
@@ -36,6 +40,7 @@ __all__ = [
     "Start",
     "StartChild",
     "StopExecution",
+    "TaskSeen",
     "Tick",
 ]
 
@@ -48,6 +53,30 @@ class NodeReason(Enum):
     DRAINING = "draining"
     STOPPED = "stopped"
     CHILD_DIED = "child died"
+    TIMED_OUT = "timed out"
+    INITIALIZER_FAILED = "initializer failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobNeeds:
+    """What a job asks for beyond being run.
+
+    Attributes
+    ----------
+    task_timeout
+        Seconds that each of its tasks may take, or None.
+    tenant
+        Whose children may run it.
+    initializer
+        Whether it brings an initializer: a child that had it serves this tenant only from then on.
+    max_tasks
+        How many tasks a child may run in all, this job's among them, or None.
+    """
+
+    task_timeout: float | None = None
+    tenant: str = ""
+    initializer: bool = False
+    max_tasks: int | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------- inputs
@@ -67,11 +96,15 @@ class ChildReady:
 
 @dataclass(frozen=True, slots=True)
 class ChildGone:
-    """A child was reaped and its pipe is empty. `position` is the task that it was at, if it was at one."""
+    """A child was reaped and its pipe is empty. `position` is the task that it was at, if it was at one.
+
+    `initializing` says that it was in a tenant's initializer.
+    """
 
     child: int
     position: int | None
     detail: str
+    initializing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +116,8 @@ class JobTaken:
     foreground: bool = True
     avoided: bool = False
     expired: bool = False
+    n_tasks: int = 1
+    needs: JobNeeds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +136,26 @@ class OutcomeCommitted:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeFinal:
-    """A child committed its last outcome of the execution."""
+    """A child committed its last outcome of the execution; `last` if it must not be given another job."""
 
     child: int
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSeen:
+    """Somebody looked which task a child runs; None if it runs none."""
+
+    child: int
+    position: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySeen:
+    """Somebody looked how much memory a child and what it started use."""
+
+    child: int
+    used_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +250,20 @@ class AskClients:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAtTask:
+    """Find out which task a child runs: `TaskSeen`."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtMemory:
+    """Find out how much memory children use: `MemorySeen` for each."""
+
+    children: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """No worker takes a job any more."""
 
@@ -217,11 +283,24 @@ Input: TypeAlias = (
     | JobGone
     | OutcomeCommitted
     | OutcomeFinal
+    | TaskSeen
+    | MemorySeen
     | ClientsCounted
     | StopExecution
     | Drain
     | Tick
 )
 Instruction: TypeAlias = (
-    StartChild | KillChild | RunJob | Forward | Finish | AnswerNotRun | SendBeat | AskClients | Pause | Exit
+    StartChild
+    | KillChild
+    | RunJob
+    | Forward
+    | Finish
+    | AnswerNotRun
+    | SendBeat
+    | AskClients
+    | LookAtTask
+    | LookAtMemory
+    | Pause
+    | Exit
 )

@@ -8,7 +8,7 @@ Rule 3: the node sends the next job only after the outcome that ends this one, s
 
 Data flow::
 
-    node --[J: keys, names, sealed job]--> read_job -> open -> unpickle -> run --[C|F: sealed outcome]--> node
+    node --[J: keys, names, sealed job]--> read_job -> open -> unpickle -> run --[C|F|L: sealed outcome]--> node
 """
 
 from __future__ import annotations
@@ -24,10 +24,30 @@ from typing import Any, NamedTuple
 
 from gearmap.memory import LARGE_BYTES, writable
 
-__all__ = ["COMMIT", "FINAL", "FRAME", "JOB", "READY", "ChildSettings", "Job", "encode_job", "main", "receive"]
+__all__ = [
+    "COMMIT",
+    "FINAL",
+    "FRAME",
+    "INITIALIZING",
+    "JOB",
+    "LAST",
+    "LOADING",
+    "READY",
+    "ChildSettings",
+    "Job",
+    "encode_job",
+    "main",
+    "receive",
+]
 
 FRAME = struct.Struct("<cQ")  # kind, length of what follows
 JOB, READY, COMMIT, FINAL = b"J", b"R", b"C", b"F"
+LAST = b"L"  # like FINAL, and the child must not be given another job
+
+# What the shared index says. Zero and more: the task at this position runs; its time is from then until its result is
+# in the pipe. Less: none does, and the child loads what the task at position `~index` needs.
+LOADING = ~0
+INITIALIZING = -(2**62)  # it is in a tenant's initializer
 
 _META_BYTES = struct.Struct("<Q")  # length of the keys and names
 _HEAD_BYTES = FRAME.size + _META_BYTES.size

@@ -15,8 +15,10 @@ from ctypes import c_int64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gearmap.core.limits import shown_bytes
 from gearmap.memory import writable
-from gearmap.runtime.child import COMMIT, FINAL, FRAME, READY, ChildSettings, main
+from gearmap.runtime.child import COMMIT, FINAL, FRAME, INITIALIZING, LAST, LOADING, READY, ChildSettings, main
+from gearmap.runtime.memory_use import high_water_bytes, total_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,17 +46,21 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The child committed an outcome."""
+    """The child committed an outcome; `last` if it is not to be given another job."""
 
     sealed: bytes | memoryview
     final: bool
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The child was reaped, and everything that it had committed came before this."""
+    """The child was reaped, and everything that it had committed came before this.
 
-    position: int
+    `position` is the task that it was at; None if it was in an initializer.
+    """
+
+    position: int | None
     detail: str
 
 
@@ -88,6 +94,7 @@ class Child:
         self._filled = 0
         self._report_change: Callable[[Child], object] = _nobody_watches
         self._has_rest = False
+        self._peak_bytes = 0
         self.sentinel = Sentinel(self)
 
     def start(self) -> None:
@@ -110,13 +117,27 @@ class Child:
         return None if self._process is None else self._process.pid
 
     @property
-    def position(self) -> int:
-        """The position of the task that runs, as far as is known now."""
-        return int(self._index[0])
+    def position(self) -> int | None:
+        """The position of the task that the child is at, as far as is known now; None in an initializer."""
+        index = int(self._index[0])
+        if index == INITIALIZING:
+            return None
+        return index if index >= 0 else ~index
+
+    @property
+    def running(self) -> int | None:
+        """The position of the task that runs; None if none does: nothing but loading goes on."""
+        index = int(self._index[0])
+        return index if index >= 0 else None
+
+    def saw_memory(self, used_bytes: int = 0) -> None:
+        """Take in how much memory the child uses with all that it started; how much it ever used is looked up here."""
+        if self._process is not None:
+            self._peak_bytes = max(self._peak_bytes, used_bytes, high_water_bytes(self._process.pid))
 
     def send_job(self, head: bytes, sealed: bytes | bytearray | memoryview) -> None:
         """Hand a job to the child."""
-        self._index[0] = 0  # the child is idle: what an earlier job left there must not be charged to this one
+        self._index[0] = LOADING  # the child is idle: what an earlier job left there must not be charged to this one
         if len(sealed) <= _JOIN_BYTES:
             self._outgoing.append(memoryview(head + sealed))
         else:
@@ -247,6 +268,8 @@ class Child:
     def _add_report(self, kind: bytes, body: bytes | memoryview) -> None:
         if kind in (FINAL, COMMIT):
             self._reports.append(Committed(body, kind == FINAL))
+        elif kind == LAST:
+            self._reports.append(Committed(body, final=True, last=True))
         elif kind == READY:
             self._reports.append(Ready())
 
@@ -257,8 +280,8 @@ class Child:
         while self._read_once():
             pass
         self._process.join()
-        code = self._process.exitcode
-        self._reports.append(Ended(self.position, _describe_exit(code)))
+        detail = _describe_exit(self._process.exitcode) + _describe_memory(self._peak_bytes)
+        self._reports.append(Ended(self.position, detail))
         self.close()
 
     def close(self) -> None:
@@ -323,3 +346,11 @@ def _describe_exit(code: int | None) -> str:
         return signal.Signals(-code).name
     except ValueError:
         return f"signal {-code}"
+
+
+def _describe_memory(peak_bytes: int) -> str:
+    """Say how much memory a process had, if that was ever looked at."""
+    if not peak_bytes:
+        return ""
+    total = total_bytes()
+    return f" at {shown_bytes(peak_bytes)}" + (f" of {shown_bytes(total)}" if total else "")

@@ -5,7 +5,7 @@ What must not live here: the process itself and its pipe's frames (`child`), and
 Rule 1: what a task finished is committed to the pipe before the next task begins, unless tasks are tiny; what is in the
 pipe survives this process.
 Rule 2: the index of the running task is one aligned store into shared memory, so that a death is charged to the right
-task. Nothing else is shared.
+task, and only what a task itself takes is held against its time. Nothing else is shared.
 Rule 3: a job of one call is by far the most frequent; it must not pay for what longer ones need.
 """
 
@@ -21,7 +21,7 @@ from itertools import islice
 from time import perf_counter
 from typing import Any
 
-from gearmap.runtime.child import COMMIT, FINAL, FRAME, ChildSettings, Job, receive
+from gearmap.runtime.child import COMMIT, FINAL, FRAME, INITIALIZING, LAST, LOADING, ChildSettings, Job, receive
 from gearmap.runtime.coroutines import awaited
 from gearmap.wire import envelope
 from gearmap.wire.jobheader import BlockHeader, BlockKind, HeaderMemo, JobHeader
@@ -61,10 +61,11 @@ class Runner:
         self._headers = HeaderMemo()
         self._functions: OrderedDict[tuple[str, str], Callable[..., Any]] = OrderedDict()
         self._place: tuple[Any, ...] = ()
+        self._tenant = ""
 
     def run(self, job: Job) -> None:
         """Run one job and commit its outcomes, the last marked final."""
-        self._index[0] = 0
+        self._index[0] = LOADING
         prefix = envelope.parse_prefix(job.sealed, job.sealed_bytes)
         opened, body = self._open(job, prefix)
         header = self._headers.read(opened)
@@ -73,6 +74,8 @@ class Runner:
         place = (job.number, header.cwd, header.sys_path)
         if place != self._place:
             self._move_to(place, job, header)
+        if header.initializer and not self._initialize(header.tenant, payloads.pop(1), committer):
+            return
         try:
             fn = self._functions.get((header.run, header.function_digest))
             if fn is None:
@@ -86,9 +89,10 @@ class Runner:
         else:
             position = 0
             rest = iter(payloads[1:])
+            is_timed = header.task_timeout is not None
             for block in blocks:
                 taken = list(islice(rest, block.size if block.kind is BlockKind.CALLS else 1))
-                position = self._run_block(fn, block, taken, position, committer)
+                position = self._run_block(fn, block, taken, position, committer, is_timed)
         committer.finish()
 
     def _open(self, job: Job, prefix: envelope.Prefix) -> tuple[bytes, memoryview]:
@@ -107,6 +111,25 @@ class Runner:
             known = set(sys.path)
             sys.path.extend(path for path in header.sys_path if path not in known)
 
+    def _initialize(self, tenant: str, payload: Any, committer: _Committer) -> bool:
+        """Run a tenant's initializer, once; return whether tasks may follow."""
+        if self._tenant == tenant:
+            return True
+        self._index[0] = INITIALIZING
+        try:
+            initializer, initargs = loads(payload)
+        except BaseException as error:
+            committer.cannot_load(error)
+            return False
+        try:
+            awaited(initializer)(*initargs)
+        except BaseException as error:
+            committer.initializer_failed(error)
+            return False
+        self._index[0] = LOADING
+        self._tenant = tenant
+        return True
+
     def _load(self, header: JobHeader, payload: Any) -> Callable[..., Any]:
         """Unpickle the job's function, once for a run."""
         fn = self._functions[header.run, header.function_digest] = awaited(loads(payload))
@@ -115,32 +138,50 @@ class Runner:
         return fn
 
     def _run_block(
-        self, fn: Callable[..., Any], block: BlockHeader, payloads: list[Any], position: int, committer: _Committer
+        self,
+        fn: Callable[..., Any],
+        block: BlockHeader,
+        payloads: list[Any],
+        position: int,
+        committer: _Committer,
+        is_timed: bool,
     ) -> int:
         """Run the block's tasks; return the position after them."""
+        committer.starts()
+        self._index[0] = ~position
         stop = position + block.n_tasks
         try:
-            calls, call, arguments = _calls(fn, block, payloads)
+            calls, call, arguments = _calls(fn, block, payloads, self._index if is_timed else None)
         except BaseException as error:
             for failed in range(position, stop):
                 committer.failed(failed, error)
             return stop
-        committer.starts()
         _run_tasks(call, calls, position, stop, self._index, committer, lambda item: _shown(fn, arguments, item))
         return stop
 
 
 def _calls(
-    fn: Callable[..., Any], block: BlockHeader, payloads: list[Any]
+    fn: Callable[..., Any], block: BlockHeader, payloads: list[Any], index: memoryview | None
 ) -> tuple[Iterator[Any], Callable[[Any], Any], Callable[[Any], tuple[Any, dict[str, Any]]]]:
-    """Return the block's selected argument sets, what to call with each, and how to tell the arguments of one."""
+    """Return the block's selected argument sets, what to call with each, and how to tell the arguments of one.
+
+    `index` is given if loading must not count as a task's time.
+    """
     if block.kind is BlockKind.CALLS:
 
         def call(payload: Any) -> Any:
             args, kwargs = loads(payload)  # here, so that arguments that do not unpickle fail their own task only
             return fn(*args, **kwargs)
 
-        return _selected(iter(payloads), block), call, loads
+        def timed_call(payload: Any) -> Any:
+            assert index is not None
+            position = index[0]
+            index[0] = ~position
+            args, kwargs = loads(payload)
+            index[0] = position
+            return fn(*args, **kwargs)
+
+        return _selected(iter(payloads), block), call if index is None else timed_call, loads
     value = loads(payloads[0])
     if block.kind is BlockKind.COLUMNS and len(value) == 1:
         return _selected(iter(value[0]), block), fn, lambda item: ((item,), {})
@@ -169,11 +210,11 @@ def _run_single(fn: Callable[..., Any], payload: Any, index: memoryview, committ
     began = perf_counter()
     try:
         args, kwargs = loads(payload)
+        index[0] = 0
         result = fn(*args, **kwargs)
     except BaseException as error:
         committer.failed(0, error, _shown(fn, loads, payload))
         return
-    index[0] = 1  # beyond the last: what dies from here on is not the task's fault
     committer.hold(0, [result], perf_counter() - began)
 
 
@@ -214,7 +255,6 @@ def _run_tasks(
             results, first, began = [], position, perf_counter()
         elif elapsed < TINY_SECONDS * (position - first):
             group = TINY_GROUP
-    index[0] = stop  # beyond the last: what dies from here on is not a task's fault
     committer.hold(first, results, perf_counter() - began)
 
 
@@ -263,11 +303,18 @@ class _Committer:
         detail = f"{failure.type_name}: {failure.message}"
         self._send(final=True, not_run=NotRun(reason=NotRunReason.CANNOT_LOAD, detail=detail))
 
+    def initializer_failed(self, error: BaseException) -> None:
+        """Write that a tenant's initializer raised; final, and the last that this process should be asked for."""
+        failure = describe_exception(error, 0)
+        self._held_failures.append(failure)
+        detail = f"{failure.type_name}: {failure.message}"
+        self._send(final=True, not_run=NotRun(reason=NotRunReason.INITIALIZER_FAILED, detail=detail), last=True)
+
     def finish(self) -> None:
         """Write what is left; final."""
         self._send(final=True)
 
-    def _send(self, *, final: bool, not_run: NotRun | None = None) -> None:
+    def _send(self, *, final: bool, not_run: NotRun | None = None, last: bool = False) -> None:
         job = self._job
         header, body = self._encoded(final, not_run)
         message = envelope.seal_now(
@@ -281,7 +328,7 @@ class _Committer:
             header=header,
             body=body,
         )
-        head = FRAME.pack(FINAL if final else COMMIT, len(message))
+        head = FRAME.pack(LAST if last else FINAL if final else COMMIT, len(message))
         if isinstance(message, bytes):
             self._pipe.sendall(head + message)
         else:

@@ -27,6 +27,7 @@ from gearmap.errors import WireError
 from gearmap.runtime.child import ChildSettings
 from gearmap.runtime.children import Child, Committed, Ended, Ready, child_context
 from gearmap.runtime.control import ControlDesk
+from gearmap.runtime.memory_use import MemoryMeter
 from gearmap.runtime.work import JobOpener, Work
 from gearmap.transport.events import (
     AssignedJob,
@@ -39,6 +40,7 @@ from gearmap.transport.events import (
 from gearmap.transport.poller import Poller, Waker
 from gearmap.transport.worker import WorkerLinks
 from gearmap.wire import seal
+from gearmap.wire.jobheader import JobHeader
 from gearmap.wire.outcome import NotRun, NotRunReason, Outcome
 
 __all__ = ["Node", "NodeSettings"]
@@ -54,6 +56,8 @@ _REASONS = {
     ne.NodeReason.DRAINING: NotRunReason.DRAINING,
     ne.NodeReason.STOPPED: NotRunReason.STOPPED,
     ne.NodeReason.CHILD_DIED: NotRunReason.CHILD_DIED,
+    ne.NodeReason.TIMED_OUT: NotRunReason.TIMED_OUT,
+    ne.NodeReason.INITIALIZER_FAILED: NotRunReason.INITIALIZER_FAILED,
 }
 
 
@@ -75,6 +79,10 @@ class NodeSettings:
         How people call the node; the host's name.
     node_id
         Unique; letters, digits and `-`.
+    memory_limit
+        Bytes that a worker's child may use with what its tasks have started, or None.
+    max_tasks_per_child
+        How many tasks a child runs before it is replaced, or None.
     """
 
     servers: tuple[tuple[str, int], ...]
@@ -85,6 +93,8 @@ class NodeSettings:
     node_id: str
     python: tuple[int, int]
     children: ChildSettings = field(default_factory=ChildSettings)
+    memory_limit: int | None = None
+    max_tasks_per_child: int | None = None
 
     @property
     def key_id(self) -> str:
@@ -122,7 +132,12 @@ class Node:
         self.settings = settings
         self._report = report
         self._verbose = verbose
-        self._engine = NodeEngine(workers=settings.workers)
+        self._engine = NodeEngine(
+            workers=settings.workers,
+            memory_limit=settings.memory_limit,
+            max_tasks_per_child=settings.max_tasks_per_child,
+        )
+        self._meter = MemoryMeter()
         self._poller = Poller()
         self._waker = Waker()
         self._context = child_context()
@@ -149,6 +164,8 @@ class Node:
             ne.AnswerNotRun: self._answer_not_run,
             ne.SendBeat: self._send_beat,
             ne.AskClients: self._ask_clients,
+            ne.LookAtTask: self._look_at_task,
+            ne.LookAtMemory: self._look_at_memory,
             ne.Pause: self._pause,
             ne.Exit: self._leave,
         }
@@ -311,26 +328,30 @@ class Node:
                 foreground=work.header.foreground and bool(job.unique),
                 avoided=worker.name in work.header.avoid,
                 expired=time.time() > work.prefix.expiry,
+                n_tasks=work.header.n_tasks,
+                needs=_needs(work.header),
             )
         )
 
     def _hear_child(self, child: Child) -> None:
         for report in child.take_reports():
             if isinstance(report, Committed):
-                self._on_committed(child, report.sealed, report.final)
+                self._on_committed(child, report)
             elif isinstance(report, Ready):
                 self._do(ne.ChildReady(child.number))
             elif isinstance(report, Ended):
                 self._forget_child(child)
-                self._do(ne.ChildGone(child.number, report.position, report.detail))
+                is_initializing = report.position is None
+                self._do(ne.ChildGone(child.number, report.position, report.detail, is_initializing))
 
-    def _on_committed(self, child: Child, sealed: bytes | memoryview, final: bool) -> None:
+    def _on_committed(self, child: Child, report: Committed) -> None:
         index = self._engine.worker_of(child.number)
         work = None if index is None else self._workers[index].work
         if work is None:
             return  # the job went away while the child worked on
-        work.commit(sealed)
-        self._do(ne.OutcomeFinal(child.number) if final else ne.OutcomeCommitted(child.number))
+        work.commit(report.sealed)
+        number = child.number
+        self._do(ne.OutcomeFinal(number, report.last) if report.final else ne.OutcomeCommitted(number))
 
     # ----------------------------------------------------------------------------------------------------- instructions
 
@@ -387,6 +408,23 @@ class Node:
         if worker.work is not None:
             worker.links.ask_clients(worker.work.job)
             self._touched.add(worker)
+
+    def _look_at_task(self, instruction: ne.LookAtTask) -> None:
+        child = self._children.get(instruction.child)
+        if child is not None:
+            self._do(ne.TaskSeen(child.number, child.running))
+
+    def _look_at_memory(self, instruction: ne.LookAtMemory) -> None:
+        children = [self._children[number] for number in instruction.children if number in self._children]
+        if self.settings.memory_limit is None:
+            for child in children:
+                child.saw_memory()
+            return
+        used = self._meter.measure([child.pid for child in children if child.pid is not None], time.monotonic())
+        for child in children:
+            used_bytes = used.get(child.pid or 0, 0)
+            child.saw_memory(used_bytes)
+            self._do(ne.MemorySeen(child.number, used_bytes))
 
     def _pause(self, instruction: ne.Pause) -> None:
         for worker in self._workers:
@@ -495,3 +533,15 @@ class Node:
         self._poller.remove(self._waker)
         self._waker.close()
         self._poller.close()
+
+
+def _needs(header: JobHeader) -> ne.JobNeeds | None:
+    """Return what a job asks for beyond being run; nothing, nearly always."""
+    if header.task_timeout is None and not header.tenant and header.max_tasks_per_child is None:
+        return None
+    return ne.JobNeeds(
+        task_timeout=header.task_timeout,
+        tenant=header.tenant,
+        initializer=header.initializer,
+        max_tasks=header.max_tasks_per_child,
+    )

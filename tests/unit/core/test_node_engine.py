@@ -6,12 +6,12 @@ The clock is an argument, so that an hour takes no time. Behaviour only: nothing
 from __future__ import annotations
 
 from collections import Counter
-from typing import TypeVar
 
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from node_engine_support import ONE, THREE, TWO, of_kind, running, started, ticks, times_of
 
 from gearmap.core.node_engine import (
     ASK_INTERVAL,
@@ -34,8 +34,12 @@ from gearmap.core.node_events import (
     Input,
     Instruction,
     JobGone,
+    JobNeeds,
     JobTaken,
     KillChild,
+    LookAtMemory,
+    LookAtTask,
+    MemorySeen,
     NodeReason,
     OutcomeCommitted,
     OutcomeFinal,
@@ -45,46 +49,9 @@ from gearmap.core.node_events import (
     Start,
     StartChild,
     StopExecution,
+    TaskSeen,
     Tick,
 )
-
-I = TypeVar("I")  # noqa: E741  # an instruction's class
-
-ONE, TWO, THREE = b"1" * 16, b"2" * 16, b"3" * 16
-
-
-def of_kind(kind: type[I], instructions: list[Instruction]) -> list[I]:
-    return [one for one in instructions if isinstance(one, kind)]
-
-
-def started(workers: int = 1, spares: int = 1) -> NodeEngine:
-    """A node whose children are all ready; worker n has child n, the spares come after."""
-    engine = NodeEngine(workers=workers, spares=spares)
-    for start in of_kind(StartChild, engine.handle(Start(), 0.0)):
-        engine.handle(ChildReady(start.child), 0.0)
-    return engine
-
-
-def running(workers: int = 1, *, foreground: bool = True) -> NodeEngine:
-    """A node whose worker 0 runs execution ONE on child 0 since 0.0."""
-    engine = started(workers)
-    assert engine.handle(JobTaken(0, ONE, foreground=foreground), 0.0) == [RunJob(0, 0)]
-    return engine
-
-
-def ticks(engine: NodeEngine, until: float) -> list[tuple[float, Instruction]]:
-    """Let time pass, tick by tick as the engine asks for it; return what it did, and when."""
-    done: list[tuple[float, Instruction]] = []
-    while engine.deadline is not None and engine.deadline <= until:
-        now = engine.deadline
-        done += [(now, one) for one in engine.handle(Tick(), now)]
-        assert engine.deadline is None or engine.deadline > now, "a tick that is due again at once would spin"
-    return done
-
-
-def times_of(kind: type[Instruction], done: list[tuple[float, Instruction]]) -> list[float]:
-    return [round(when, 3) for when, one in done if isinstance(one, kind)]
-
 
 # ----------------------------------------------------------------------------------------------------------- children
 
@@ -290,7 +257,7 @@ def test_silence_of_the_job_server_is_not_news() -> None:
     engine = running()
     counted(engine, 0, 0.5)
     done = ticks(engine, until=3600.0)
-    assert {type(one) for _, one in done} == {SendBeat, AskClients}
+    assert {type(one) for _, one in done} == {SendBeat, AskClients, LookAtMemory}
 
 
 def test_an_answer_about_an_earlier_execution_does_not_count() -> None:
@@ -504,9 +471,20 @@ def test_an_idle_node_wants_no_tick() -> None:
 class NodeMachine(RuleBasedStateMachine):
     """Events in any order that a node can meet, against a plain model of what is owed to whom."""
 
-    @initialize(workers=st.integers(1, 3), spares=st.integers(0, 2))
-    def start(self, workers: int, spares: int) -> None:
-        self.engine = NodeEngine(workers=workers, spares=spares)
+    @initialize(
+        workers=st.integers(1, 3),
+        spares=st.integers(0, 2),
+        memory_limit=st.none() | st.just(1000),
+        max_tasks_per_child=st.none() | st.integers(1, 4),
+    )
+    def start(self, workers: int, spares: int, memory_limit: int | None, max_tasks_per_child: int | None) -> None:
+        self.engine = NodeEngine(
+            workers=workers, spares=spares, memory_limit=memory_limit, max_tasks_per_child=max_tasks_per_child
+        )
+        self.max_tasks_per_child = max_tasks_per_child
+        self.jobs: dict[bytes, JobTaken] = {}
+        self.tasks_of: Counter[int] = Counter()  # what each child ran, and for whom
+        self.tenant_of: dict[int, str] = {}
         self.workers, self.spares = workers, spares
         self.now = 0.0
         self.starting: set[int] = set()
@@ -544,22 +522,41 @@ class NodeMachine(RuleBasedStateMachine):
                 assert worker in self.held
                 assert worker not in self.runs, "a job that is run twice"
                 self.runs[worker] = child
+                self.check_child(child, self.jobs[self.held[worker]])
             case Finish(worker):
                 assert worker in self.runs, "a completion of a job that did not run"
                 self.settle(worker)
             case AnswerNotRun(worker, reason, charged):
-                assert charged is None or reason is NodeReason.CHILD_DIED
+                assert charged is None or reason in (NodeReason.CHILD_DIED, NodeReason.TIMED_OUT)
                 self.settle(worker)
             case Forward(worker) | SendBeat(worker):
                 assert worker in self.held
             case AskClients(worker):
                 assert self.held[worker] not in self.background
+            case LookAtTask(child):
+                (worker,) = (worker for worker, busy in self.runs.items() if busy == child)
+                needs = self.jobs[self.held[worker]].needs
+                assert needs is not None
+                assert needs.task_timeout is not None
+            case LookAtMemory(children):
+                assert self.ready.issuperset(children)
             case Pause():
                 assert self.draining
             case Exit(problem):
                 assert problem or self.draining
                 assert not self.held, "a job that is never answered"
                 self.exits += 1
+
+    def check_child(self, child: int, job: JobTaken) -> None:
+        needs = job.needs or JobNeeds()
+        assert self.tenant_of.get(child, needs.tenant) == needs.tenant, "a child of another tenant"
+        before = self.tasks_of[child]
+        for most in (needs.max_tasks, self.max_tasks_per_child):
+            assert most is None or before < most or not before, "a child that has run enough"
+        assert needs.max_tasks is None or not before or before + job.n_tasks <= needs.max_tasks
+        self.tasks_of[child] += job.n_tasks
+        if needs.initializer:
+            self.tenant_of[child] = needs.tenant
 
     def settle(self, worker: int) -> None:
         self.answers[self.held.pop(worker)] += 1
@@ -570,8 +567,17 @@ class NodeMachine(RuleBasedStateMachine):
         worker=st.integers(0, 2),
         foreground=st.booleans(),
         fate=st.sampled_from(["run", "run", "run", "avoided", "expired"]),
+        n_tasks=st.integers(1, 3),
+        needs=st.none()
+        | st.builds(
+            JobNeeds,
+            task_timeout=st.none() | st.sampled_from([0.1, 1.0]),
+            tenant=st.sampled_from(["a", "b"]),
+            initializer=st.booleans(),
+            max_tasks=st.none() | st.integers(3, 5),
+        ),
     )
-    def take_a_job(self, worker: int, foreground: bool, fate: str) -> None:
+    def take_a_job(self, worker: int, foreground: bool, fate: str, n_tasks: int, needs: JobNeeds | None) -> None:
         if worker >= self.workers or worker in self.held:
             return
         execution = self.executions.to_bytes(16, "big")
@@ -579,9 +585,9 @@ class NodeMachine(RuleBasedStateMachine):
         self.held[worker] = execution
         if not foreground:
             self.background.add(execution)
-        self.send(
-            JobTaken(worker, execution, foreground, avoided=fate == "avoided", expired=fate == "expired"),
-        )
+        avoided, expired = fate == "avoided", fate == "expired"
+        job = self.jobs[execution] = JobTaken(worker, execution, foreground, avoided, expired, n_tasks, needs)
+        self.send(job)
 
     @rule(worker=st.integers(0, 2))
     def lose_the_connection(self, worker: int) -> None:
@@ -598,20 +604,32 @@ class NodeMachine(RuleBasedStateMachine):
             self.ready.add(child)
             self.send(ChildReady(child))
 
-    @rule(data=st.data(), position=st.none() | st.integers(0, 9))
-    def die(self, data: st.DataObject, position: int | None) -> None:
+    @rule(data=st.data(), position=st.none() | st.integers(0, 2))
+    def see_a_task(self, data: st.DataObject, position: int | None) -> None:
+        if self.runs:
+            self.send(TaskSeen(data.draw(st.sampled_from(sorted(self.runs.values()))), position))
+
+    @rule(data=st.data(), used_bytes=st.sampled_from([10, 1000, 1001]))
+    def see_memory(self, data: st.DataObject, used_bytes: int) -> None:
+        alive = sorted(self.starting | self.ready | self.dying)
+        if alive:
+            self.send(MemorySeen(data.draw(st.sampled_from(alive)), used_bytes))
+
+    @rule(data=st.data(), position=st.none() | st.integers(0, 9), initializing=st.booleans())
+    def die(self, data: st.DataObject, position: int | None, initializing: bool) -> None:
         alive = sorted(self.starting | self.ready | self.dying)
         if alive:
             child = data.draw(st.sampled_from(alive))
             for group in (self.starting, self.ready, self.dying):
                 group.discard(child)
-            self.send(ChildGone(child, position, "SIGKILL"))
+            self.send(ChildGone(child, position, "SIGKILL", initializing))
 
-    @rule(data=st.data(), final=st.booleans())
-    def commit(self, data: st.DataObject, final: bool) -> None:
+    @rule(data=st.data(), final=st.booleans(), last=st.booleans())
+    def commit(self, data: st.DataObject, final: bool, last: bool) -> None:
         if self.runs:
             child = self.runs[data.draw(st.sampled_from(sorted(self.runs)))]
-            self.send(OutcomeFinal(child) if final else OutcomeCommitted(child))
+            self.send(OutcomeFinal(child, last) if final else OutcomeCommitted(child))
+            assert not (final and last and child in self.ready), "a child that must not be used again"
 
     @rule(data=st.data(), clients=st.sampled_from([0, 0, 1]))
     def count_clients(self, data: st.DataObject, clients: int) -> None:
