@@ -42,7 +42,8 @@ IDLE_GRAB = 5.0
 # With several servers, one that does not answer a GRAB for so long is given up for the others' sake.
 ANSWER_TIMEOUT = 10.0
 
-_COMMANDS = {Order.GRAB: GEARMAN_COMMAND_GRAB_JOB_UNIQ, Order.SLEEP: GEARMAN_COMMAND_PRE_SLEEP}
+# A name of its own: an enum's member as key of a dict costs a call of a Python function for each packet.
+_GRAB = Order.GRAB
 
 
 class WorkerLinks:
@@ -304,7 +305,7 @@ class WorkerLinks:
             link = self.links[number]
             # A flush in this loop may have found that a server is gone; the policy knows it by then.
             if link.state is ChannelState.READY:
-                link.handler.send_bare(_COMMANDS[order])
+                link.handler.send_bare(GEARMAN_COMMAND_GRAB_JOB_UNIQ if order is _GRAB else GEARMAN_COMMAND_PRE_SLEEP)
                 link.flush()
 
     def _leave(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 import pytest
@@ -65,6 +66,22 @@ def test_an_assigned_job_has_everything_that_was_submitted(start_server, loop):
     assert (job.server, job.handle) == (server.address, accepted.handle)
     assert (job.function, job.unique, job.data) == ("f", "unique-1", b"a\0b")
     assert worker.job is job
+
+
+def test_a_worker_that_holds_a_job_is_due_early_enough_for_the_sleep_that_may_follow(start_server, loop):
+    server = start_server()
+    session = loop.ready_session(server.address)
+    held = []
+    worker = loop.worker([server.address], on_job=holder(held))
+    session.submit([request(1)])
+    loop.until(lambda: held)
+    now = time.monotonic() + 1000.0
+    worker.tick(now)
+    assert worker.deadline == now + worker_module.IDLE_GRAB  # without it no tick would follow when it falls asleep
+    later = now + worker_module.IDLE_GRAB
+    worker.tick(later)
+    assert worker.deadline == later + worker_module.IDLE_GRAB  # and it is not due for ever after
+    assert worker.job is held[0]
 
 
 def test_only_one_job_is_held_over_all_servers(start_server, loop):
