@@ -4,6 +4,8 @@ Rule 1: `submit` takes a call that was pickled in its thread and returns; the dr
 Rule 2: a future is claimed just before its task is sent: until then cancelling it is exact.
 Rule 3: one call adds one object that lives on, its future, and the bytes of its arguments. What can be said of many
 calls at once is said once for a group of them: objects are what the garbage collector's time goes into.
+Rule 4: tasks are numbered for the engine when the driver takes them, so that tiny calls of functions that take turns
+still travel together. Nothing else overtakes.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -42,15 +45,20 @@ MAX_BLOCK_BYTES = 256 * 1024
 class _Group:
     """Calls of one function that were submitted one after another, and together are no larger than a block may be."""
 
-    __slots__ = ("calls", "first", "function", "futures", "n_bytes", "place")
+    __slots__ = ("calls", "function", "futures", "n_bytes", "place")
 
-    def __init__(self, first: int, function: tuple[bytes, Any], place: Place) -> None:
-        self.first = first
+    def __init__(self, function: tuple[bytes, Any], place: Place) -> None:
         self.function = function
         self.place = place
         self.futures: list[Future[Any]] = []
         self.calls: list[Any] = []
         self.n_bytes = 0
+
+    def take(self, other: _Group) -> None:
+        """Take in the calls of another group of the same function and place."""
+        self.futures += other.futures
+        self.calls += other.calls
+        self.n_bytes += other.n_bytes
 
 
 class CallRun:
@@ -69,7 +77,9 @@ class CallRun:
         self._told = False
         self.over = False
         self._cancelled = self._on_cancel  # one bound method for all futures
-        self._futures: dict[int, Future[Any]] = {}  # driver thread only: taken and not settled
+        # Driver thread only: taken and not settled, by the engine's numbers; the next of these.
+        self._futures: dict[int, Future[Any]] = {}
+        self._next_number = 0
 
     def submit(self, function: tuple[bytes, Any], call: bytes | Payload, place: Place) -> Future[Any]:
         """Add one call, pickled already; return its future.
@@ -103,7 +113,7 @@ class CallRun:
     def _add_group(self, function: tuple[bytes, Any], place: Place) -> _Group:
         if self.over:
             raise ClusterBroken("the run is over")
-        group = self._newest = _Group(self._next, function, place)
+        group = self._newest = _Group(function, place)
         self._groups.append(group)
         return group
 
@@ -112,8 +122,8 @@ class CallRun:
         groups, self._groups, self._newest = self._groups, [], None
         return groups
 
-    def _on_cancel(self, task: int) -> None:
-        self._driver.post(lambda: self._drop(task))
+    def _on_cancel(self, future: Future[Any]) -> None:
+        self._driver.post(lambda: self._drop(future))
 
     # ------------------------------------------------------------------------------------------------- driver thread
 
@@ -134,39 +144,61 @@ class CallRun:
             if not groups:
                 self._told = saturated
                 return False
-        for group in groups:
+        for group in groups if len(groups) == 1 else self._regrouped(groups):
             self._add(group)
         return True
 
+    def _regrouped(self, groups: Sequence[_Group]) -> list[_Group]:
+        """Join groups of tiny calls that are apart because others came in between."""
+        joined: dict[tuple[bytes, int], _Group] = {}
+        result = []
+        for group in groups:
+            name = (group.function[0], id(group.place))
+            known = joined.get(name)
+            if known is not None and known.n_bytes + group.n_bytes <= MAX_BLOCK_BYTES:
+                known.take(group)
+                continue
+            result.append(group)
+            if self._block_size(group) > 1:
+                joined[name] = group
+        return result
+
+    def _block_size(self, group: _Group) -> int:
+        """Return how many calls a block takes: one, until it is known how little time they take."""
+        assert self._run is not None
+        seconds = self._run.seconds_of(group.function[0])
+        return 1 if seconds is None else max(1, min(MAX_BLOCK_CALLS, int(BLOCK_SECONDS / max(seconds, 1e-6))))
+
     def _add(self, group: _Group) -> None:
-        """Hand a group to the run as blocks: single calls until it is known how little time they take."""
+        """Hand a group to the run as blocks."""
         run = self._run
         assert run is not None
-        digest, calls = group.function[0], group.calls
-        size = len(calls)
-        self._futures.update(zip(range(group.first, group.first + size), group.futures, strict=True))
-        seconds = run.seconds_of(digest)
-        step = 1 if seconds is None else max(1, min(MAX_BLOCK_CALLS, int(BLOCK_SECONDS / max(seconds, 1e-6))))
+        digest, calls, size = group.function[0], group.calls, len(group.calls)
+        base = self._next_number
+        self._next_number = base + size
+        for number, future in enumerate(group.futures, base):
+            future.number = number
+            self._futures[number] = future
+        step = self._block_size(group)
         for start in range(0, size, step):
             part = calls[start : start + step]
-            first = group.first + start
+            first = base + start
             block = ev.Block(first, first, len(part), digest, group.n_bytes * len(part) // size)
             run.add_block(block, BlockKind.CALLS, part, group.place, group.function)
 
-    def _drop(self, task: int) -> None:
+    def _drop(self, future: Future[Any]) -> None:
         """A future was cancelled while its task waited."""
         if self._groups:
             self._take()
-        future = self._futures.pop(task, None)
-        if future is not None:
+        if self._futures.pop(future.number, None) is not None:
             future.set_running_or_notify_cancel()
         if self._run is not None:
-            self._run.tell(ev.CancelTask(task))
+            self._run.tell(ev.CancelTask(future.number))
 
     def claim(self, first: int, stop: int) -> Sequence[int]:
         get = self._futures.get
         futures = [get(task) for task in range(first, stop)]
-        gone = {future.task_index for future in begin(filter(None, futures), self._lock)}
+        gone = {future.number for future in begin(filter(None, futures), self._lock)}
         if not gone and None not in futures:
             return ()
         for task in gone:
@@ -183,14 +215,14 @@ class CallRun:
         if future is not None:
             assert isinstance(failure, TaskFailure)
             future.worker, future.attempts = worker, attempts
-            note = failure_note(f"task {task}", failure, attempts=attempts, worker=worker)
+            note = failure_note(f"task {future.task_index}", failure, attempts=attempts, worker=worker)
             future.set_exception(PendingFailure(failure, (note,)))
 
     def gave_up(self, task: int, reason: GivenUp) -> None:
         future = self._futures.pop(task, None)
         if future is not None:
             future.worker, future.attempts = reason.worker, reason.attempts
-            future.set_exception(reason.error())
+            future.set_exception(replace(reason, task=future.task_index).error())
 
     def broken(self, error: GearmapError) -> None:
         with self._lock:

@@ -104,7 +104,7 @@ class Future(concurrent.futures.Future[T]):
     task_index
         Position of the task in its run.
     on_cancel
-        Called with the position when the task was cancelled.
+        Called with the future when the task was cancelled.
     lock
         The lock that `begin` and `settle` hold for it and the others of its run.
 
@@ -116,17 +116,30 @@ class Future(concurrent.futures.Future[T]):
         How often the task was submitted, once it is settled.
     worker
         Name of the worker that settled it, or None.
+    number
+        What the run's engine calls the task; -1 while the driver has not seen it.
     """
 
     # There may be hundreds of thousands: one object each, without a dict of attributes.
-    __slots__ = ("_lock", "_offset", "_on_cancel", "_result", "_state", "_watch", "attempts", "task_index", "worker")
+    __slots__ = (
+        "_lock",
+        "_offset",
+        "_on_cancel",
+        "_result",
+        "_state",
+        "_watch",
+        "attempts",
+        "number",
+        "task_index",
+        "worker",
+    )
 
     _exception: BaseException | None = None
 
     def __init__(
         self,
         task_index: int,
-        on_cancel: Callable[[int], None] | None = None,
+        on_cancel: Callable[[Future[Any]], None] | None = None,
         lock: threading.Lock | None = None,
     ) -> None:
         # Not the standard library's, which makes what `_watch` is for.
@@ -137,6 +150,7 @@ class Future(concurrent.futures.Future[T]):
         self._lock = lock or threading.Lock()
         self._on_cancel = on_cancel
         self.task_index = task_index
+        self.number = -1
         self.attempts = 0
         self.worker: str | None = None
 
@@ -168,7 +182,7 @@ class Future(concurrent.futures.Future[T]):
         was_cancelled = self.cancelled()
         cancelled = super().cancel()
         if cancelled and not was_cancelled and self._on_cancel is not None:
-            self._on_cancel(self.task_index)
+            self._on_cancel(self)
         return cancelled
 
     def cancelled(self) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from gearmap.core import events as ev
-from gearmap.errors import ClusterBroken
+from gearmap.errors import ClusterBroken, WorkerLost
 from gearmap.runtime.callrun import MAX_BLOCK_BYTES, MAX_BLOCK_CALLS, CallRun
 from gearmap.runtime.futures import Future, ResultBatch
+from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.run import Place
 from gearmap.wire.serializer import dumps
 
@@ -106,6 +107,39 @@ def test_a_block_holds_calls_of_one_function_and_place() -> None:
     it.driver.work()
     assert it.run.ranges == [(0, 4), (4, 1), (5, 1), (6, 1)]
     assert [place.cwd for _, _, place in it.run.blocks] == ["/here", "/here", "/there", "/there"]
+
+
+def test_tiny_calls_of_functions_that_take_turns_travel_together_and_keep_their_index() -> None:
+    # given
+    it = Calls(seconds=1e-6)
+    futures = [it.submit(1, function)[0] for function in (ONE, OTHER) * 3]
+    # when
+    it.driver.work()
+    # then
+    assert [(block.function, block.size) for block, _, _ in it.run.blocks] == [(b"one", 3), (b"other", 3)]
+    assert [future.task_index for future in futures] == list(range(6))
+    assert it.calls.claim(0, 6) == ()
+    it.calls.delivered(0, 3, ResultBatch(dumps(["a", "c", "e"])), 0, "node/0")
+    assert [future.result(0) for future in futures[::2]] == ["a", "c", "e"]
+    it.calls.gave_up(3, GivenUp(task=3, kind=WorkerLost, reason="was lost", attempts=1, worker=None))
+    assert str(futures[1].exception(0)) == "task 1 was lost"
+
+
+def test_joined_calls_are_no_larger_than_a_block() -> None:
+    it = Calls(seconds=1e-6)
+    for _ in range(3):
+        it.submit(1, call=bytes(MAX_BLOCK_BYTES // 2))
+        it.submit(1, OTHER)
+    it.driver.work()
+    assert [(block.function, block.size) for block, _, _ in it.run.blocks] == [(b"one", 2), (b"other", 3), (b"one", 1)]
+
+
+def test_calls_that_are_not_tiny_keep_their_order() -> None:
+    it = Calls(seconds=1.0)
+    for function in (ONE, OTHER) * 2:
+        it.submit(1, function)
+    it.driver.work()
+    assert [block.function for block, _, _ in it.run.blocks] == [b"one", b"other"] * 2
 
 
 def test_a_block_is_no_larger_than_its_limit_unless_one_call_is() -> None:
