@@ -39,6 +39,8 @@ from gearmap.errors import (
 if TYPE_CHECKING:
     from gearmap.api import connect as connect
     from gearmap.api import current_client as current_client
+    from gearmap.api import imap as imap
+    from gearmap.api import imap_unordered as imap_unordered
     from gearmap.api import map as map
     from gearmap.api import options as options
     from gearmap.api import starmap as starmap
@@ -82,6 +84,8 @@ _HOME = {
     "RunOptions": "gearmap.config",
     "connect": "gearmap.api",
     "current_client": "gearmap.api",
+    "imap": "gearmap.api",
+    "imap_unordered": "gearmap.api",
     "map": "gearmap.api",
     "options": "gearmap.api",
     "starmap": "gearmap.api",

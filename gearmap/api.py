@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from gearmap import current
@@ -17,7 +17,7 @@ from gearmap.backend import LocalBackend, choose_backend
 from gearmap.client import BoundOptions, Client, LocalCluster
 from gearmap.runtime.futures import Future
 
-__all__ = ["connect", "current_client", "map", "options", "starmap", "submit"]
+__all__ = ["connect", "current_client", "imap", "imap_unordered", "map", "options", "starmap", "submit"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -209,6 +209,122 @@ def starmap(
         "queue": queue,
     }
     return current_client().starmap(fn, rows, **chosen)
+
+
+def imap(
+    fn: Callable[..., R],
+    /,
+    *iterables: Iterable[Any],
+    buffersize: int | None = None,
+    chunksize: int | None = None,
+    timeout: float | None = None,
+    task_timeout: float | None = None,
+    retries: int = 0,
+    retry_exceptions: type[BaseException] | Sequence[type[BaseException]] = (Exception,),
+    return_exceptions: bool = False,
+    max_workers: int | None = None,
+    progress: bool | None = None,
+    desc: str | None = None,
+    total: int | None = None,
+    priority: str = "normal",
+    queue: str = "default",
+) -> Iterator[R]:
+    """Run `fn` over items, lazily in and out: an iterator over the results, in the order of the items.
+
+    Items are taken, in the thread that asks for the next result, as far ahead of it as keeps all workers busy: an
+    endless iterable needs no more memory than a short one. Whoever leaves the loop cancels the rest. The first failing
+    task raises in its place and ends the iteration. Nothing is kept for `gearmap.last`.
+
+    Parameters
+    ----------
+    fn
+        Any callable; see `map`.
+    *iterables
+        Arguments; several are zipped. They may be endless.
+    buffersize
+        The most items that are taken and not yet handed out; by default enough for all workers, within some megabytes.
+    chunksize, timeout, task_timeout, retries, retry_exceptions, return_exceptions, max_workers, progress, desc, total
+        See `map`. `timeout` counts from the first result asked for; after it nothing is waited for any more.
+    priority, queue
+        See `map`.
+
+    Yields
+    ------
+    object
+        The results.
+
+    Raises
+    ------
+    Exception
+        As `map`.
+
+    Examples
+    --------
+    >>> import itertools
+    >>> with gearmap.LocalCluster(0):
+    ...     list(itertools.islice(gearmap.imap(lambda x: x * x, itertools.count()), 4))
+    [0, 1, 4, 9]
+    """
+    chosen = {
+        "chunksize": chunksize,
+        "timeout": timeout,
+        "task_timeout": task_timeout,
+        "retries": retries,
+        "retry_exceptions": retry_exceptions,
+        "return_exceptions": return_exceptions,
+        "max_workers": max_workers,
+        "progress": progress,
+        "desc": desc,
+        "total": total,
+        "priority": priority,
+        "queue": queue,
+    }
+    return current_client().imap(fn, *iterables, buffersize=buffersize, **chosen)
+
+
+def imap_unordered(
+    fn: Callable[..., R],
+    /,
+    *iterables: Iterable[Any],
+    buffersize: int | None = None,
+    chunksize: int | None = None,
+    timeout: float | None = None,
+    task_timeout: float | None = None,
+    retries: int = 0,
+    retry_exceptions: type[BaseException] | Sequence[type[BaseException]] = (Exception,),
+    return_exceptions: bool = False,
+    max_workers: int | None = None,
+    progress: bool | None = None,
+    desc: str | None = None,
+    total: int | None = None,
+    priority: str = "normal",
+    queue: str = "default",
+) -> Iterator[R]:
+    """Run `fn` over items, lazily in and out, and give the results as they come; see `imap`.
+
+    Which item a result belongs to is for `fn` to say, or for `map_async(...).as_completed()`.
+
+    Examples
+    --------
+    >>> with gearmap.LocalCluster(0):
+    ...     sorted(gearmap.imap_unordered(abs, [-3, 2, -1]))
+    [1, 2, 3]
+    """
+    chosen = {
+        "chunksize": chunksize,
+        "timeout": timeout,
+        "task_timeout": task_timeout,
+        "retries": retries,
+        "retry_exceptions": retry_exceptions,
+        "return_exceptions": return_exceptions,
+        "max_workers": max_workers,
+        "progress": progress,
+        "desc": desc,
+        "total": total,
+        "priority": priority,
+        "queue": queue,
+    }
+    return current_client().imap_unordered(fn, *iterables, buffersize=buffersize, **chosen)
 
 
 def submit(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:

@@ -7,32 +7,26 @@ options never meet: `submit` takes none of ours, `options(...)` gives a light co
 from __future__ import annotations
 
 import os
-import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from gearmap import current
 from gearmap.backend import Backend, LocalBackend, named_backend
 from gearmap.cluster import LocalProcesses
-from gearmap.config import MAP_ONLY, RunOptions, ServerMode
-from gearmap.display.sinks import choose_sink, make_sink
+from gearmap.config import MAP_ONLY, RunOptions, ServerMode, check_whole
 from gearmap.errors import ClusterBroken, ConfigurationError
-from gearmap.runtime.arguments import ArgumentSource
+from gearmap.mapping import run_imap, run_map
 from gearmap.runtime.callrun import CallRun
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import Future
-from gearmap.runtime.inline import run_inline, submit_inline
-from gearmap.runtime.maprun import MapRun
+from gearmap.runtime.inline import submit_inline
 from gearmap.wire.serializer import dump_call
 
 __all__ = ["BoundOptions", "Client", "LocalCluster"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class BoundOptions:
@@ -52,17 +46,42 @@ class BoundOptions:
     def map(self, fn: Callable[..., R], /, *iterables: Iterable[Any], **options: Any) -> list[R]:
         """Run `fn` over the zipped iterables; see `gearmap.map`."""
         chosen = self._defaults.with_changes(options)
-        if not iterables:
-            raise ConfigurationError("map needs at least one iterable: map(fn, items)")
-        for each in iterables:
-            _check_iterable(each)
-        return self._client._map(fn, iterables, chosen, rows=False)
+        _check_call("map", fn, iterables)
+        results: list[R] = run_map(self._client._backend, fn, iterables, chosen, rows=False)
+        return results
 
     def starmap(self, fn: Callable[..., R], rows: Iterable[Iterable[Any]], /, **options: Any) -> list[R]:
         """Run `fn(*row)` for each row; see `gearmap.starmap`."""
         chosen = self._defaults.with_changes(options)
-        _check_iterable(rows)
-        return self._client._map(fn, (rows,), chosen, rows=True)
+        _check_call("starmap", fn, (rows,))
+        results: list[R] = run_map(self._client._backend, fn, (rows,), chosen, rows=True)
+        return results
+
+    def imap(
+        self, fn: Callable[..., R], /, *iterables: Iterable[Any], buffersize: int | None = None, **options: Any
+    ) -> Iterator[R]:
+        """Run `fn` over the zipped iterables, lazily; see `gearmap.imap`."""
+        return self._imap("imap", fn, iterables, buffersize, options)
+
+    def imap_unordered(
+        self, fn: Callable[..., R], /, *iterables: Iterable[Any], buffersize: int | None = None, **options: Any
+    ) -> Iterator[R]:
+        """Run `fn` over the zipped iterables, results as they come; see `gearmap.imap_unordered`."""
+        return self._imap("imap_unordered", fn, iterables, buffersize, options)
+
+    def _imap(
+        self,
+        name: str,
+        fn: Callable[..., R],
+        iterables: tuple[Iterable[Any], ...],
+        buffersize: int | None,
+        options: dict[str, Any],
+    ) -> Iterator[R]:
+        chosen = self._defaults.with_changes(options)
+        check_whole("buffersize", buffersize, least=1, optional=True)
+        _check_call(name, fn, iterables)
+        ordered = name == "imap"
+        return run_imap(self._client._backend, fn, iterables, chosen, buffersize=buffersize, ordered=ordered)
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run `fn(*args, **kwargs)` once; see `gearmap.submit`."""
@@ -148,35 +167,6 @@ class Client(BoundOptions):
         self._backend.close()
 
     # ------------------------------------------------------------------------------------------------------------- runs
-
-    def _map(
-        self, fn: Callable[..., R], iterables: Sequence[Iterable[Any]], options: RunOptions, *, rows: bool
-    ) -> list[R]:
-        _check_callable(fn)
-        source = ArgumentSource(iterables, rows=rows)
-        if not source.has_more(0):
-            return []
-        backend = self._backend
-        if backend.mode is ServerMode.INLINE:
-            values = (tuple(row) for row in iterables[0]) if rows else zip(*iterables, strict=False)
-            return run_inline(fn, values, options)
-        function = backend.pickle_function(fn)
-        driver = backend.ready_driver()
-        kind = choose_sink(progress=options.progress, is_terminal=_is_terminal(), environ=os.environ)
-        sink = make_sink(kind, desc=options.desc, where=self.where, explicit=bool(options.progress))
-        run = MapRun(
-            driver,
-            source,
-            function,
-            place=backend.place(),
-            sink=sink,
-            on_notice=_warn,
-            timeout=options.timeout,
-            return_exceptions=options.return_exceptions,
-        )
-        total = options.total if source.total is None else source.total
-        results: list[R] = run.execute(lambda consumer: backend.make_run(driver, consumer, options, function[0], total))
-        return results
 
     def _submit(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: RunOptions
@@ -270,6 +260,14 @@ def _check_callable(fn: object) -> None:
         raise ConfigurationError(f"fn must be callable, got {fn!r}")
 
 
+def _check_call(name: str, fn: object, iterables: Sequence[object]) -> None:
+    _check_callable(fn)
+    if not iterables:
+        raise ConfigurationError(f"{name} needs at least one iterable: {name}(fn, items)")
+    for each in iterables:
+        _check_iterable(each)
+
+
 def _check_iterable(value: object) -> None:
     try:
         iter(value)  # type: ignore[call-overload]  # asking is the check
@@ -281,18 +279,4 @@ def _check_submit_options(options: RunOptions) -> None:
     defaults = RunOptions()
     for name in MAP_ONLY:
         if getattr(options, name) != getattr(defaults, name):
-            raise ConfigurationError(f"the option {name!r} means nothing to submit; it is for map and starmap")
-
-
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
-
-
-def _warn(text: str) -> None:
-    """Warn as from the line of the user's code that called us."""
-    level = 1
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-        level += 1
-    warnings.warn(text, RuntimeWarning, stacklevel=level)
+            raise ConfigurationError(f"the option {name!r} means nothing to submit; it is for map and its like")

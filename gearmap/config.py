@@ -25,6 +25,7 @@ __all__ = [
     "ServerChoice",
     "ServerMode",
     "check_queue",
+    "check_whole",
     "config_folder",
     "exception_classes",
     "parse_server",
@@ -251,11 +252,11 @@ class RunOptions:
     max_worker_losses: int = 3
 
     def __post_init__(self) -> None:
-        _check_whole("chunksize", self.chunksize, least=1, optional=True)
-        _check_whole("retries", self.retries, least=0)
-        _check_whole("max_workers", self.max_workers, least=1, optional=True)
-        _check_whole("total", self.total, least=0, optional=True)
-        _check_whole("max_worker_losses", self.max_worker_losses, least=0)
+        check_whole("chunksize", self.chunksize, least=1, optional=True)
+        check_whole("retries", self.retries, least=0)
+        check_whole("max_workers", self.max_workers, least=1, optional=True)
+        check_whole("total", self.total, least=0, optional=True)
+        check_whole("max_worker_losses", self.max_worker_losses, least=0)
         if self.timeout is not None:
             _check_seconds("timeout", self.timeout)
         if self.task_timeout is not None:
@@ -290,7 +291,8 @@ class RunOptions:
 MAP_ONLY = ("chunksize", "timeout", "return_exceptions", "progress", "desc", "total")
 
 
-def _check_whole(name: str, value: object, *, least: int, optional: bool = False) -> None:
+def check_whole(name: str, value: object, *, least: int, optional: bool = False) -> None:
+    """Raise ConfigurationError if the value of an option is no int from `least` on, nor None where that may be."""
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int):

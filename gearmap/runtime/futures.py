@@ -42,6 +42,11 @@ class ResultBatch:
         self._error: SerializationError | None = None
         self._lock = threading.Lock()
 
+    @property
+    def size_bytes(self) -> int:
+        """How long they are, pickled; 0 once they were unpickled."""
+        return sum(memoryview(part).nbytes for part in self._payload or ())
+
     def value(self, offset: int) -> Any:
         """Return one of the results; raises like `values`."""
         values = self._values

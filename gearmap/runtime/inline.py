@@ -6,7 +6,7 @@ runs longer than `task_timeout` is not ended, it has failed when it returns; ret
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 from typing import Any
 
@@ -17,7 +17,7 @@ from gearmap.runtime.futures import Future
 from gearmap.runtime.givenup import GivenUp
 from gearmap.wire.serializer import dump_function, dumps, loads
 
-__all__ = ["run_inline", "submit_inline"]
+__all__ = ["imap_inline", "run_inline", "submit_inline"]
 
 
 def run_inline(fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], options: RunOptions) -> list[Any]:
@@ -33,6 +33,19 @@ def run_inline(fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], options:
                 del error  # a traceback that holds this frame must not hold the exception
         results.append(result if error is None else error)
     return results
+
+
+def imap_inline(fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], options: RunOptions) -> Iterator[Any]:
+    """Call `fn` with each row when its result is asked for."""
+    loaded = _load_function(fn)
+    for task, row in enumerate(rows):
+        result, error, _ = _run(loaded, row, {}, task, options)
+        if error is not None and not options.return_exceptions:
+            try:
+                raise error
+            finally:
+                del error  # a traceback that holds this frame must not hold the exception
+        yield result if error is None else error
 
 
 def submit_inline(

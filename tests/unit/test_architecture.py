@@ -35,15 +35,16 @@ LAYERS = {
     "cluster": 5,
     "current": 5,
     "backend": 6,
-    "client": 7,
-    "executor": 7,
-    "api": 7,
-    "cli": 8,
-    "demo": 8,
-    "notebook": 8,
-    "contrib": 8,
-    "__main__": 8,
-    "": 8,  # `gearmap` itself, which can load anything
+    "mapping": 7,
+    "client": 8,
+    "executor": 8,
+    "api": 8,
+    "cli": 9,
+    "demo": 9,
+    "notebook": 9,
+    "contrib": 9,
+    "__main__": 9,
+    "": 9,  # `gearmap` itself, which can load anything
 }
 
 # Within one layer nobody knows the others, but for these.

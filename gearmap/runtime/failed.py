@@ -1,0 +1,60 @@
+"""A task that has no result and will have none: noted by the driver, made into an error by whoever asks.
+
+Law of the file: an error is made in the thread that wants it; the driver unpickles no exception.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gearmap.errors import RemoteTraceback
+from gearmap.runtime.givenup import GivenUp
+from gearmap.runtime.wording import failure_note
+from gearmap.wire.outcome import TaskFailure, rebuild_exception
+
+__all__ = ["Failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why a task failed for good.
+
+    Attributes
+    ----------
+    cause
+        What it raised, why it was given up, or, where it ran in this process, the exception itself.
+    attempts
+        How often it was submitted.
+    worker
+        The last worker that had it, or None.
+    """
+
+    task: int
+    cause: TaskFailure | GivenUp | BaseException
+    attempts: int
+    worker: str | None
+
+    @property
+    def call(self) -> str:
+        """The call, as far as the worker could describe it."""
+        return self.cause.call if isinstance(self.cause, TaskFailure) else ""
+
+    def error(self, *, total: int | None = None, counts: str = "") -> BaseException:
+        """Return the error that the task's user gets, with a note that says which task, and `counts`."""
+        where = f"task {self.task}" + ("" if total is None else f" of {total}")
+        if isinstance(self.cause, TaskFailure):
+            note = failure_note(
+                where, self.cause, attempts=self.attempts, worker=self.worker or "an unknown worker", counts=counts
+            )
+            return rebuild_exception(self.cause, notes=(note,))
+        error = self.cause.error() if isinstance(self.cause, GivenUp) else self.cause
+        add_note(error, f"({where}{counts})")
+        return error
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a line below an exception; before Python 3.11, in a cause."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    elif error.__cause__ is None:
+        error.__cause__ = RemoteTraceback(note)
