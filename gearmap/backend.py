@@ -165,6 +165,7 @@ class Backend:
             max_workers=options.max_workers,
             fail_fast=feeds is not None and not options.return_exceptions,
             total=total,
+            seed=int.from_bytes(session_id, "little"),
         )
         return Run(settings, engine, consumer, driver.make_links())
 
@@ -305,6 +306,7 @@ def _policy(options: RunOptions) -> RetryPolicy:
         retries=options.retries,
         retry_timeouts=issubclass(TaskTimeout, exception_classes(options.retry_exceptions)),
         max_worker_losses=options.max_worker_losses,
+        retry_delay=options.retry_delay,
     )
 
 

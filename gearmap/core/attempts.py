@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from gearmap.core.events import TaskRange
 from gearmap.core.retry import History
 
-__all__ = ["Attempt", "parted", "without"]
+__all__ = ["Attempt", "parted", "ranges_of", "without"]
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Attempt:
     """An attempt. It is *live* until the engine gives it up or its job is over.
 
     `ranges` are its tasks in the order of their positions. `executions` are the positions they were last known at; the
-    newest execution comes last.
+    newest execution comes last. `failed` are tasks that raised and may go again, and when.
     """
 
     id: int
@@ -32,7 +32,7 @@ class Attempt:
     live: bool = True
     last_sign: float = 0.0
     executions: dict[bytes, int | None] = field(default_factory=dict)
-    failed: set[int] = field(default_factory=set)
+    failed: dict[int, float] = field(default_factory=dict)
     size: int = field(init=False)
     _bases: list[int] = field(init=False)
 
@@ -64,6 +64,21 @@ class Attempt:
     def suspect(self) -> int | None:
         """The position that the newest execution was last known at."""
         return next((at for at in reversed(self.executions.values()) if at is not None), None)
+
+
+def ranges_of(tasks: Iterable[int]) -> list[TaskRange]:
+    """Return ascending tasks as ranges.
+
+    >>> ranges_of([1, 2, 4])
+    [(1, 3), (4, 5)]
+    """
+    result: list[TaskRange] = []
+    for task in tasks:
+        if result and result[-1][1] == task:
+            result[-1] = (result[-1][0], task + 1)
+        else:
+            result.append((task, task + 1))
+    return result
 
 
 def parted(ranges: Iterable[TaskRange], at: int) -> tuple[list[TaskRange], list[TaskRange]]:

@@ -13,13 +13,16 @@ from collections.abc import Iterator
 
 from gearmap.core.events import Block, Span, TaskRange
 
-__all__ = ["CANCELLED", "DONE", "FAILED", "SENT", "WAITING", "TaskBoard"]
+__all__ = ["CANCELLED", "DELAYED", "DONE", "FAILED", "SENT", "WAITING", "TaskBoard"]
 
-WAITING, SENT, DONE, FAILED, CANCELLED = range(5)
+# A task that is DELAYED waits like the others, but not to be sent at once.
+WAITING, DELAYED, SENT, DONE, FAILED, CANCELLED = range(6)
 
 # Runs of equal states are found by `re`, at the speed of C.
 _WAITING_RUN = re.compile(b"\x00+")
-_OPEN_RUN = re.compile(b"[\x00\x01]+")
+_DELAYED_RUN = re.compile(b"\x01+")
+_SENT_RUN = re.compile(b"\x02+")
+_OPEN_RUN = re.compile(b"[\x00-\x02]+")
 
 
 class TaskBoard:
@@ -31,7 +34,7 @@ class TaskBoard:
         self._blocks: dict[int, Block] = {}  # by first task: those with an open task, in order
         self._left: dict[int, int] = {}  # by first task: how many are open, in blocks that are partly settled
         self._firsts: list[int] = []  # keys of `_blocks`, and some that are gone
-        self.counts = [0, 0, 0, 0, 0]
+        self.counts = [0, 0, 0, 0, 0, 0]
 
     @property
     def size(self) -> int:
@@ -41,7 +44,7 @@ class TaskBoard:
     @property
     def open(self) -> int:
         """Tasks that are not settled."""
-        return self.counts[WAITING] + self.counts[SENT]
+        return self.counts[WAITING] + self.counts[DELAYED] + self.counts[SENT]
 
     def add(self, block: Block) -> None:
         """Take in the tasks of a block (at least one), which follow those known."""
@@ -57,16 +60,24 @@ class TaskBoard:
         return task >= self._base and self._states[task - self._base] <= SENT
 
     def is_waiting(self, task: int) -> bool:
-        """Whether the task is known and not sent; any number may be asked for."""
-        return self._base <= task < self.size and self._states[task - self._base] == WAITING
+        """Whether the task is known and not sent, or to be sent again; any number may be asked for."""
+        return self._base <= task < self.size and self._states[task - self._base] <= DELAYED
 
     def open_ranges(self, start: int, stop: int) -> list[TaskRange]:
         """Return the parts of `start .. stop` that are not settled, in order."""
-        return self._runs(_OPEN_RUN, (SENT, WAITING), start, stop)
+        return self._runs(_OPEN_RUN, (SENT, WAITING, DELAYED), start, stop)
 
     def waiting_ranges(self, start: int, stop: int) -> list[TaskRange]:
-        """Return the parts of `start .. stop` that are not sent, in order."""
+        """Return the parts of `start .. stop` that may be sent, in order."""
         return self._runs(_WAITING_RUN, (WAITING,), start, stop)
+
+    def delayed_ranges(self, start: int, stop: int) -> list[TaskRange]:
+        """Return the parts of `start .. stop` that are delayed, in order."""
+        return self._runs(_DELAYED_RUN, (DELAYED,), start, stop)
+
+    def sent_ranges(self, start: int, stop: int) -> list[TaskRange]:
+        """Return the parts of `start .. stop` that are sent, in order."""
+        return self._runs(_SENT_RUN, (SENT,), start, stop)
 
     def _runs(self, pattern: re.Pattern[bytes], wanted: tuple[int, ...], start: int, stop: int) -> list[TaskRange]:
         """Return the runs of `wanted` states, of which the first is the usual one."""
@@ -109,9 +120,11 @@ class TaskBoard:
         size = stop - start
         low, high = start - self._base, stop - self._base
         waiting = self._states.count(WAITING, low, high)
+        delayed = self._states.count(DELAYED, low, high) if self.counts[DELAYED] else 0
         self._states[low:high] = bytes((state,)) * size
         self.counts[WAITING] -= waiting
-        self.counts[SENT] -= size - waiting
+        self.counts[DELAYED] -= delayed
+        self.counts[SENT] -= size - waiting - delayed
         self.counts[state] += size
         finished = []
         at = bisect_right(self._firsts, start) - 1
@@ -141,9 +154,9 @@ class TaskBoard:
     def cancel_open(self) -> list[int]:
         """Settle everything that is open as cancelled; return the ids of the blocks that were live."""
         live = [block.id for block in self._blocks.values()]
-        self._states = self._states.translate(bytes((CANCELLED, CANCELLED, *range(DONE, 256))))
+        self._states = self._states.translate(bytes((CANCELLED, CANCELLED, CANCELLED, *range(DONE, 256))))
         self.counts[CANCELLED] += self.open
-        self.counts[WAITING] = self.counts[SENT] = 0
+        self.counts[WAITING] = self.counts[DELAYED] = self.counts[SENT] = 0
         self._blocks.clear()
         self._left.clear()
         self._firsts.clear()

@@ -16,16 +16,15 @@ Data flow::
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any
 
 from gearmap.core import events as ev
-from gearmap.core.attempts import Attempt, parted, without
-from gearmap.core.board import CANCELLED, DONE, FAILED, SENT, WAITING, TaskBoard
+from gearmap.core.attempts import Attempt
+from gearmap.core.board import CANCELLED, DELAYED, DONE, FAILED, SENT, WAITING, TaskBoard
 from gearmap.core.chunking import TARGET_BYTES, TaskStatistics, chunk_size
-from gearmap.core.retry import MAX_REFUSALS, History, RetryPolicy, Verdict, after_refusal, decide
+from gearmap.core.reruns import Reruns
+from gearmap.core.retry import History, RetryPolicy
 from gearmap.core.snapshot import ProgressSnapshot
 
 __all__ = ["BEAT_TIMEOUT", "RunEngine"]
@@ -54,14 +53,6 @@ _FRESH = History()
 _UNCHARGED = (ev.LossReason.SERVER, ev.LossReason.REJECTED, ev.LossReason.UNSENT)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rerun:
-    """Tasks that go again, in a job of their own; those that were settled meanwhile are left out then."""
-
-    ranges: list[ev.TaskRange]
-    history: History = _FRESH
-
-
 class RunEngine:
     """All decisions of one run.
 
@@ -77,6 +68,8 @@ class RunEngine:
         Whether the first task that fails for good ends the run.
     total
         How many tasks there will be, if it is known before the input has ended.
+    seed
+        Any number; spreads the retries of many tasks, and of many runs, over time.
     """
 
     def __init__(
@@ -87,8 +80,8 @@ class RunEngine:
         max_workers: int | None = None,
         fail_fast: bool = True,
         total: int | None = None,
+        seed: int = 0,
     ) -> None:
-        self._policy = policy or RetryPolicy()
         self._chunksize = chunksize
         self._max_workers = max_workers
         self._fail_fast = fail_fast
@@ -96,15 +89,13 @@ class RunEngine:
         self._board = TaskBoard()
         self._statistics: dict[Hashable, TaskStatistics] = {}
         self._fresh = 0  # the first task that was never sent
-        self._reruns: deque[_Rerun] = deque()  # they go before the fresh ones
+        self._reruns = Reruns(self._board, policy or RetryPolicy(), fail_fast=fail_fast, seed=seed)
         self._attempts: dict[int, Attempt] = {}
         self._in_flight: dict[int, int] = {}  # live attempts of each server that is up
         self._paused: dict[int, float] = {}  # when a server that refused a job is asked again
         self._next_attempt = 1
         self._workers: int | None = None
-        self._failures: dict[int, int] = {}
-        self._losses: dict[int, int] = {}
-        self._again = 0
+        self._again = 0  # executions that job servers added
         self._earlier = 0
         self._input_ended = False
         self._stopped = False
@@ -178,8 +169,8 @@ class RunEngine:
             failed=counts[FAILED],
             cancelled=counts[CANCELLED] + (ahead if self._ended else 0),
             running=counts[SENT],
-            queued=counts[WAITING] + (0 if self._ended else ahead),
-            again=self._again,
+            queued=counts[WAITING] + counts[DELAYED] + (0 if self._ended else ahead),
+            again=self._again + self._reruns.again,
             elapsed=elapsed,
             workers=self._workers,
             earlier=self._earlier,
@@ -224,7 +215,7 @@ class RunEngine:
         attempt = self._attempts.get(event.attempt)
         if attempt is not None and attempt.live:
             self._sign(attempt, event.execution, event.position, now)
-            self._limit_executions(attempt, out)
+            self._limit_executions(attempt, now, out)
 
     def _on_outcome(self, event: ev.OutcomeArrived, now: float, out: list[ev.Instruction]) -> None:
         attempt = self._attempts.get(event.attempt)
@@ -237,12 +228,12 @@ class RunEngine:
         if attempt.live:
             self._sign(attempt, event.execution, None, now)
             for failed in event.failed:
-                self._task_failed(attempt, failed, event.worker, out)
+                self._reruns.task_failed(attempt, failed, event.worker, now, out)
             if event.final:
                 self._give_up(attempt)
-                self._run_rest_again(attempt, event.not_run, event.worker, out)
+                self._put_back(attempt, event.not_run, event.worker, now, out)
             else:
-                self._limit_executions(attempt, out)
+                self._limit_executions(attempt, now, out)
         if event.final:
             del self._attempts[attempt.id]
 
@@ -256,7 +247,7 @@ class RunEngine:
             self._next_check = min(self._next_check, now + REJECTION_PAUSE)
         kind = ev.NotRunKind.AGAIN if event.reason in _UNCHARGED else ev.NotRunKind.DIED
         report = ev.NotRunReport(kind, event.detail or event.reason.value, attempt.suspect)
-        self._run_rest_again(attempt, report, None, out)
+        self._put_back(attempt, report, None, now, out)
 
     def _on_cancel_task(self, event: ev.CancelTask, now: float, out: list[ev.Instruction]) -> None:
         if self._board.is_waiting(event.task):
@@ -269,12 +260,13 @@ class RunEngine:
         if now < self._next_check:
             return
         self._paused = {server: until for server, until in self._paused.items() if until > now}
-        self._next_check = min(self._paused.values(), default=_NEVER)
+        self._reruns.wake(now)
+        self._next_check = min(self._reruns.due, *self._paused.values(), _NEVER)
         for attempt in list(self._attempts.values()):
             if not (attempt.live and attempt.executions):
                 continue
             if now >= attempt.last_sign + BEAT_TIMEOUT:
-                self._abandon(attempt, ev.LossReason.SILENT, out)
+                self._abandon(attempt, ev.LossReason.SILENT, now, out)
             else:
                 self._next_check = min(self._next_check, attempt.last_sign + BEAT_TIMEOUT)
 
@@ -290,9 +282,9 @@ class RunEngine:
         if is_new or position is not None:
             attempt.executions[execution] = position
 
-    def _limit_executions(self, attempt: Attempt, out: list[ev.Instruction]) -> None:
+    def _limit_executions(self, attempt: Attempt, now: float, out: list[ev.Instruction]) -> None:
         if len(attempt.executions) > MAX_EXECUTIONS:
-            self._abandon(attempt, ev.LossReason.WORKER, out)
+            self._abandon(attempt, ev.LossReason.WORKER, now, out)
 
     def _deliver(
         self,
@@ -305,120 +297,40 @@ class RunEngine:
     ) -> None:
         for first, last, offset in attempt.locate(start, stop):
             for low, high in self._board.open_ranges(first, last):
-                out.append(ev.Deliver(number, offset + low - first, low, high - low, attempt.id, event.worker))
+                out.append(
+                    ev.Deliver(
+                        number,
+                        offset + low - first,
+                        low,
+                        high - low,
+                        attempt.id,
+                        event.worker,
+                        attempt.history.attempts,
+                    )
+                )
                 self._settle(low, high, DONE, out)
-
-    def _task_failed(self, attempt: Attempt, failed: ev.TaskFailed, worker: str, out: list[ev.Instruction]) -> None:
-        """Take in a failure; it counts once for each attempt, whatever executions the job server adds."""
-        task = attempt.task_at(failed.position)
-        if task is None or task in attempt.failed or not self._board.is_open(task):
-            return
-        attempt.failed.add(task)
-        failures = self._failures[task] = self._failures.get(task, 0) + 1
-        if failed.retry and decide(self._policy, failures=failures) is Verdict.RUN_AGAIN:
-            return  # it stays open, and goes again with the rest of its chunk
-        out.append(ev.FailTask(task, failed.failure, failures + self._losses.get(task, 0), worker))
-        self._settle(task, task + 1, FAILED, out)
 
     # ------------------------------------------------------------------------------------------------------ run again
 
-    def _abandon(self, attempt: Attempt, reason: ev.LossReason, out: list[ev.Instruction]) -> None:
+    def _abandon(self, attempt: Attempt, reason: ev.LossReason, now: float, out: list[ev.Instruction]) -> None:
         """Give up waiting for a live attempt, but keep listening to it."""
         out.append(ev.CancelAttempt(attempt.id))
         self._give_up(attempt)
         report = ev.NotRunReport(ev.NotRunKind.DIED, reason.value, attempt.suspect)
-        self._run_rest_again(attempt, report, None, out)
+        self._put_back(attempt, report, None, now, out)
 
-    def _run_rest_again(
-        self, attempt: Attempt, report: ev.NotRunReport | None, worker: str | None, out: list[ev.Instruction]
-    ) -> None:
-        """Put every open task of an attempt that was live back in the queue, or settle it."""
-        rest = self._open_ranges(attempt)
-        if not rest:
-            return
-        kind = ev.NotRunKind.AGAIN if report is None else report.reason
-        if report is not None and kind is ev.NotRunKind.DIED:
-            reruns = self._after_death(attempt, rest, report, worker, out)
-        elif report is not None and kind is ev.NotRunKind.TIMED_OUT:
-            reruns = self._after_timeout(attempt, rest, report, worker, out)
-        else:
-            history = after_refusal(attempt.history, kind, worker or "", workers=self._workers)
-            reruns = [] if history is None else [_Rerun(rest, history)]
-            if history is None and report is not None:
-                self._refused(rest, report, worker, out)
-        for rerun in reversed(reruns):
-            self._reruns.appendleft(rerun)
-            for start, stop in rerun.ranges:
-                self._board.move(start, stop, SENT, WAITING)
-                self._again += stop - start
-
-    def _after_death(
+    def _put_back(
         self,
         attempt: Attempt,
-        rest: list[ev.TaskRange],
-        report: ev.NotRunReport,
+        report: ev.NotRunReport | None,
         worker: str | None,
+        now: float,
         out: list[ev.Instruction],
-    ) -> list[_Rerun]:
-        """Charge the task that took its worker with it, and part it from the others; return what goes again."""
-        known = History(avoid=attempt.history.lacking, lacking=attempt.history.lacking)
-        size = sum(stop - start for start, stop in rest)
-        culprit = attempt.task_at(report.charged)
-        if culprit is None and size > 1:
-            return [_Rerun(half, known) for half in parted(rest, size // 2)]
-        if culprit is None:
-            culprit = rest[0][0]
-        elif not self._board.is_open(culprit):
-            return [_Rerun(rest, known)]
-        others = without(rest, culprit)
-        reruns = [_Rerun(others, known)] if others else []
-        losses = self._losses[culprit] = self._losses.get(culprit, 0) + 1
-        if decide(self._policy, losses=losses) is Verdict.RUN_AGAIN:
-            avoid = (*known.avoid, worker) if worker else known.avoid
-            return [*reruns, _Rerun([(culprit, culprit + 1)], History(avoid, known.lacking))]
-        out.append(ev.LoseTask(culprit, losses, report.detail, worker))
-        self._settle(culprit, culprit + 1, FAILED, out)
-        return reruns
-
-    def _after_timeout(
-        self,
-        attempt: Attempt,
-        rest: list[ev.TaskRange],
-        report: ev.NotRunReport,
-        worker: str | None,
-        out: list[ev.Instruction],
-    ) -> list[_Rerun]:
-        """Count a failure of the task that ran too long, if it is still to blame; return what goes again."""
-        known = History(avoid=attempt.history.lacking, lacking=attempt.history.lacking)
-        slow = attempt.task_at(report.charged)
-        if slow is None or slow in attempt.failed or not self._board.is_open(slow):
-            return [_Rerun(rest, known)]
-        others = without(rest, slow)
-        reruns = [_Rerun(others, known)] if others else []
-        failures = self._failures[slow] = self._failures.get(slow, 0) + 1
-        losses = self._losses.get(slow, 0)
-        policy = self._policy
-        if policy.retry_timeouts and decide(policy, failures=failures) is Verdict.RUN_AGAIN:
-            return [*reruns, _Rerun([(slow, slow + 1)], known)]
-        allowed = 1 + losses + policy.retries if policy.retry_timeouts else failures + losses
-        out.append(ev.TimeOutTask(slow, failures + losses, allowed, worker, report.detail))
-        self._settle(slow, slow + 1, FAILED, out)
-        return reruns
-
-    def _refused(
-        self, rest: list[ev.TaskRange], report: ev.NotRunReport, worker: str | None, out: list[ev.Instruction]
     ) -> None:
-        """Fail tasks that nobody can run with the report's failure; without one, stop the run."""
-        if report.reason is not ev.NotRunKind.CANNOT_LOAD or report.failure is None:
-            out.append(ev.BreakRun(report.reason, report.detail))
+        """Let every open task of an attempt that was live go again, or settle it."""
+        if not self._reruns.put_back(attempt, report, worker, out, workers=self._workers, now=now):
             self._stopped = True
-            return
-        for start, stop in rest:
-            for task in range(start, stop):
-                out.append(ev.FailTask(task, report.failure, MAX_REFUSALS, worker or ""))
-                self._settle(task, task + 1, FAILED, out)
-                if self._fail_fast:
-                    return  # the run ends with this one; the others are cancelled
+        self._next_check = min(self._next_check, self._reruns.due)
 
     # ------------------------------------------------------------------------------------------------------- planning
 
@@ -427,7 +339,7 @@ class RunEngine:
             server = self._roomiest_server(now)
             if server is None:
                 return
-            ranges, history = self._take_rerun() if self._reruns else self._take_fresh()
+            ranges, history = self._reruns.take() if self._reruns else self._take_fresh()
             if not ranges:
                 continue  # settled while they waited
             spans = tuple(span for start, stop in ranges for span in self._board.spans(start, stop))
@@ -452,11 +364,6 @@ class RunEngine:
         if self._workers is None:
             return JOBS_PER_WORKER * UNKNOWN_WORKERS
         return max(2, -(-JOBS_PER_WORKER * self._workers // max(1, len(self._in_flight))))
-
-    def _take_rerun(self) -> tuple[list[ev.TaskRange], History]:
-        rerun = self._reruns.popleft()
-        waiting = [part for start, stop in rerun.ranges for part in self._board.waiting_ranges(start, stop)]
-        return waiting, rerun.history
 
     def _take_fresh(self) -> tuple[list[ev.TaskRange], History]:
         """Take whole blocks of one function, as many as a chunk should hold, and one at least."""

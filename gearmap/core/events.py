@@ -247,7 +247,10 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Results `offset .. offset + size` of payload number `payload` belong to the tasks from `first` on."""
+    """Results `offset .. offset + size` of payload number `payload` belong to the tasks from `first` on.
+
+    All of them are results of the same attempt of their tasks: the first, unless they failed before.
+    """
 
     payload: int
     offset: int
@@ -255,6 +258,7 @@ class Deliver:
     size: int
     attempt: int
     worker: str
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,33 @@ from enum import Enum
 
 from gearmap.core.events import NotRunKind
 
-__all__ = ["MAX_REFUSALS", "History", "RetryPolicy", "Verdict", "after_refusal", "decide"]
+__all__ = [
+    "LONGEST_DELAY",
+    "MAX_REFUSALS",
+    "History",
+    "RetryPolicy",
+    "Verdict",
+    "after_loss",
+    "after_refusal",
+    "decide",
+    "retry_delay",
+]
+
+# The longest wait before a retry (seconds), but for the jitter. Raised: what is down for long is asked less often;
+# lowered: work goes on sooner once it is back.
+LONGEST_DELAY = 30.0
+
+# Retries are late by up to this part of their delay, so that tasks that failed together do not come back together.
+# Raised: a service that is overloaded gets more relief; lowered: less waiting.
+JITTER = 0.25
 
 # How often one chunk may be answered that the worker was to be avoided (then the list is dropped), or that the job
 # expired (then the clocks are wrong). Also the workers that must be unable to load the function before its tasks fail,
 # while nobody knows how many workers there are.
 MAX_REFUSALS = 2
+
+
+_WORD = 2**64 - 1
 
 
 class Verdict(Enum):
@@ -36,12 +57,15 @@ class RetryPolicy:
         Re-executions after an exception of the task's own, or after it ran too long.
     retry_timeouts
         Whether a task that ran too long is run again at all.
+    retry_delay
+        Seconds before the first re-execution; see `retry_delay`.
     max_worker_losses
         How many workers a task may take with it: at this number it is given up.
     """
 
     retries: int = 0
     retry_timeouts: bool = True
+    retry_delay: float = 0.0
     max_worker_losses: int = 3
 
 
@@ -58,12 +82,41 @@ def decide(policy: RetryPolicy, *, failures: int = 0, losses: int = 0) -> Verdic
     return Verdict.RUN_AGAIN
 
 
+def retry_delay(policy: RetryPolicy, failures: int, *, seed: int, task: int) -> float:
+    """Return how long a task waits after its `failures`-th failure: twice as long each time, and a little more.
+
+    The little more is up to a quarter; it depends on `seed`, task and failure alone, and is spread evenly.
+
+    >>> retry_delay(RetryPolicy(), 3, seed=1, task=0)
+    0.0
+    >>> 2.0 <= retry_delay(RetryPolicy(retry_delay=0.5), 3, seed=1, task=0) <= 2.5
+    True
+    """
+    delay = min(LONGEST_DELAY, policy.retry_delay * 2.0 ** min(failures - 1, 64))
+    return delay * (1.0 + JITTER * _spread(seed, task, failures))
+
+
+def _spread(*numbers: int) -> float:
+    """Return a number from 0 to 1 that looks random but is always the same for the same numbers (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state ^ number) + 0x9E3779B97F4A7C15 & _WORD
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _WORD
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _WORD
+        state ^= state >> 31
+    return state / _WORD
+
+
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a chunk met on its way so far.
+    """What a chunk met on its way so far: each of its tasks has met the same.
 
     Attributes
     ----------
+    failures
+        How often its tasks failed by themselves.
+    losses
+        How many workers its task took with it; chunks of several have 0.
     avoid
         Workers that its next header names.
     lacking
@@ -76,6 +129,18 @@ class History:
     lacking: tuple[str, ...] = ()
     avoided: int = 0
     expired: int = 0
+    failures: int = 0
+    losses: int = 0
+
+    @property
+    def attempts(self) -> int:
+        """Which attempt the present one is, as its tasks' user counts: nobody's fault is not counted."""
+        return self.failures + self.losses + 1
+
+
+def after_loss(history: History) -> History:
+    """Return the history with which tasks go again that are not to blame: what cannot load them is still avoided."""
+    return replace(history, avoid=history.lacking, avoided=0, expired=0)
 
 
 def after_refusal(history: History, kind: NotRunKind, worker: str, *, workers: int | None) -> History | None:
@@ -84,9 +149,10 @@ def after_refusal(history: History, kind: NotRunKind, worker: str, *, workers: i
     A worker that cannot load the function answers at once, so it meets far more chunks than the workers that are busy
     with the others: only when as many as there are (`workers`, None if nobody knows) have said so, nobody can.
 
-    >>> after_refusal(History(), NotRunKind.CANNOT_LOAD, "a", workers=2)
-    History(avoid=('a',), lacking=('a',), avoided=0, expired=0)
-    >>> after_refusal(_, NotRunKind.CANNOT_LOAD, "b", workers=2) is None
+    >>> one = after_refusal(History(), NotRunKind.CANNOT_LOAD, "a", workers=2)
+    >>> one.avoid
+    ('a',)
+    >>> after_refusal(one, NotRunKind.CANNOT_LOAD, "b", workers=2) is None
     True
     """
     if kind is NotRunKind.CANNOT_LOAD:
@@ -102,4 +168,4 @@ def after_refusal(history: History, kind: NotRunKind, worker: str, *, workers: i
         if history.expired + 1 >= MAX_REFUSALS:
             return None
         return replace(history, expired=history.expired + 1)
-    return History(avoid=history.lacking, lacking=history.lacking)
+    return after_loss(history)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gearmap.core.board import CANCELLED, DONE, FAILED, SENT, WAITING, TaskBoard
+from gearmap.core.board import CANCELLED, DELAYED, DONE, FAILED, SENT, WAITING, TaskBoard
 from gearmap.core.events import Block, Span
 
 STATES = st.sampled_from([DONE, FAILED, CANCELLED])
@@ -77,7 +77,7 @@ def test_cancelling_what_is_open_keeps_what_is_settled() -> None:
     board.settle(0, 3, DONE)
     board.move(3, 4, WAITING, SENT)
     assert board.cancel_open() == [101, 102]
-    assert board.counts == [0, 0, 3, 0, 3]
+    assert board.counts == [0, 0, 0, 3, 0, 3]
     assert board.open_ranges(0, 6) == []
 
 
@@ -113,7 +113,7 @@ def test_what_was_forgotten_is_still_known_to_be_settled() -> None:
     board.move(1200, 1202, WAITING, SENT)
     assert board.waiting_ranges(0, 1203) == [(1202, 1203)]
     assert board.cancel_open() == [1200]
-    assert (board.size, board.counts) == (1203, [0, 0, 1199, 1, 3])
+    assert (board.size, board.counts) == (1203, [0, 0, 0, 1199, 1, 3])
 
 
 @settings(max_examples=100, deadline=None)
@@ -132,13 +132,17 @@ def test_every_block_is_finished_once_and_the_counts_follow_a_plain_model(
     for start, length, state in steps:
         stop = min(board.size, start + length)
         for low, high in board.waiting_ranges(start, stop)[:1]:
-            board.move(low, (low + high + 1) // 2, WAITING, SENT)
-            model[low : (low + high + 1) // 2] = [SENT] * ((low + high + 1) // 2 - low)
-        for low, high in board.open_ranges(start, stop):
+            middle = (low + high + 1) // 2
+            board.move(low, middle, WAITING, SENT)
+            board.move(low, low + 1, SENT, DELAYED)
+            model[low:middle] = [DELAYED, *[SENT] * (middle - low - 1)]
+            assert (board.delayed_ranges(low, middle), board.is_waiting(low)) == ([(low, low + 1)], True)
+            assert board.sent_ranges(low, middle) == [(low + 1, middle)][: middle - low - 1]
+        for low, high in board.open_ranges(start + length // 2, stop):
             finished += board.settle(low, high, state)
             model[low:high] = [state] * (high - low)
     # then
-    assert board.counts == [model.count(state) for state in range(5)]
+    assert board.counts == [model.count(state) for state in range(6)]
     edges = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
     done = [100 + n for n in range(len(sizes)) if all(one > SENT for one in model[edges[n] : edges[n + 1]])]
     assert sorted(finished) == done

@@ -11,7 +11,7 @@ import pytest
 
 from gearmap.core import events as ev
 from gearmap.core.engine import BEAT_TIMEOUT, MAX_EXECUTIONS, REJECTION_PAUSE, RunEngine
-from gearmap.core.retry import RetryPolicy
+from gearmap.core.retry import RetryPolicy, retry_delay
 
 
 def block(
@@ -200,6 +200,133 @@ def test_a_failure_that_is_told_twice_spends_one_retry() -> None:
     engine, (job,) = running(2, policy=RetryPolicy(retries=1))
     assert engine.handle(outcome(job.attempt, failed=failed(0), final=False), 1.0) == []
     assert engine.handle(outcome(job.attempt, failed=failed(0), final=False, execution=b"y"), 1.0) == []
+
+
+# -------------------------------------------------------------------------------------------------- waiting to retry
+
+BACKOFF = RetryPolicy(retries=3, retry_delay=1.0)
+
+
+def due(engine: RunEngine) -> float:
+    assert engine.deadline is not None
+    return engine.deadline
+
+
+def test_a_retry_waits_for_its_delay_which_doubles_and_is_a_little_longer_each_time() -> None:
+    engine, (job,) = running(1, policy=BACKOFF)
+    now = 10.0
+    for delay in (1.0, 2.0, 4.0):
+        assert submits(engine.handle(outcome(job.attempt, failed=failed(0)), now)) == []
+        assert delay <= due(engine) - now <= 1.25 * delay
+        assert engine.handle(ev.Tick(), due(engine) - 0.001) == []
+        now = due(engine)
+        (job,) = submits(engine.handle(ev.Tick(), now))
+    out = engine.handle(outcome(job.attempt, failed=failed(0)), now)
+    assert out == [ev.FailTask(0, "error 0", 4, "w"), ev.DropBlock(0), ev.RunEnded()]
+
+
+def test_a_retry_never_waits_much_longer_than_half_a_minute() -> None:
+    policy = RetryPolicy(retries=3000, retry_delay=1.0)
+    delays = [retry_delay(policy, failures, seed=7, task=3) for failures in (1, 5, 6, 100, 3000)]
+    assert all(least <= delay <= 1.25 * least for least, delay in zip((1, 16, 30, 30, 30), delays, strict=True))
+
+
+def test_retries_of_many_tasks_and_runs_are_spread_and_each_is_always_the_same() -> None:
+    delays = [retry_delay(BACKOFF, 1, seed=seed, task=task) for seed in range(10) for task in range(100)]
+    assert delays == [retry_delay(BACKOFF, 1, seed=seed, task=task) for seed in range(10) for task in range(100)]
+    assert len(set(delays)) == 1000
+    assert [sum(at <= 4 * (delay - 1.0) * 4 < at + 1 for delay in delays) // 100 for at in range(4)] == [2, 2, 2, 2]
+
+
+def test_others_go_on_while_a_task_waits_for_its_retry() -> None:
+    engine, jobs = running(1, 1, policy=BACKOFF, max_workers=1, end=False)
+    (other,) = submits(engine.handle(outcome(jobs[0].attempt, failed=failed(0)), 1.0))
+    assert tasks(other) == [1]
+    assert engine.next_block_size("f") == 1
+    assert engine.handle(outcome(other.attempt, (0, 1)), 1.5)[0] == ev.Deliver(0, 0, 1, 1, other.attempt, "w")
+
+
+def test_a_run_does_not_end_while_a_task_waits_for_its_retry_and_counts_it_as_queued() -> None:
+    engine, (job,) = running(2, policy=BACKOFF)
+    assert ev.RunEnded() not in engine.handle(outcome(job.attempt, (1, 2), failed=failed(0)), 1.0)
+    shot = engine.snapshot(1.0)
+    assert (shot.total, shot.done, shot.running, shot.queued, shot.again) == (2, 1, 0, 1, 1)
+    assert engine.wants_workers
+    (again,) = submits(engine.handle(ev.Tick(), due(engine)))
+    out = engine.handle(outcome(again.attempt, (0, 1)), 3.0)
+    assert out == [ev.Deliver(0, 0, 0, 1, again.attempt, "w", 2), ev.DropBlock(0), ev.RunEnded()]
+
+
+def test_the_rest_of_a_chunk_does_not_wait_with_the_task_that_failed() -> None:
+    engine, (job,) = running(4, policy=BACKOFF)
+    engine.handle(outcome(job.attempt, failed=failed(1), final=False), 1.0)
+    (rest,) = submits(engine.handle(ev.AttemptLost(job.attempt, ev.LossReason.REJECTED), 1.0)) or submits(
+        engine.handle(ev.Tick(), 1.0 + REJECTION_PAUSE)
+    )
+    assert tasks(rest) == [0, 2, 3]
+    (again,) = submits(engine.handle(ev.Tick(), due(engine)))
+    assert tasks(again) == [1]
+
+
+def test_a_task_whose_delay_was_over_before_its_chunk_goes_with_the_end_of_it() -> None:
+    engine, (job,) = running(2, policy=BACKOFF)
+    engine.handle(outcome(job.attempt, failed=failed(0), final=False), 1.0)
+    (again,) = submits(engine.handle(outcome(job.attempt, (1, 2)), 9.0))
+    assert tasks(again) == [0]
+
+
+def test_tasks_that_failed_together_go_again_together() -> None:
+    engine, (job,) = running(50, policy=RetryPolicy(retries=1, retry_delay=0.1))
+    engine.handle(outcome(job.attempt, failed=failed(*range(50))), 1.0)
+    (again,) = submits(engine.handle(ev.Tick(), due(engine)))
+    assert tasks(again) == list(range(50))
+
+
+def test_a_task_that_waits_for_its_retry_is_cancelled_like_any_that_waits() -> None:
+    engine, (job,) = running(1, policy=BACKOFF)
+    engine.handle(outcome(job.attempt, failed=failed(0)), 1.0)
+    assert engine.handle(ev.CancelTask(0), 1.1) == [ev.DropBlock(0), ev.RunEnded()]
+
+
+def test_a_result_that_comes_after_all_is_taken_from_a_task_that_waits_for_its_retry() -> None:
+    # given an execution that failed the task, and fell silent
+    engine, (job,) = running(2, policy=RetryPolicy(retries=3, retry_delay=30.0))
+    engine.handle(ev.Beat(job.attempt, b"x", "w", 1), 0.0)
+    engine.handle(outcome(job.attempt, failed=failed(0), final=False), 20.0)
+    (other,) = submits(engine.handle(ev.Tick(), 50.0))
+    assert tasks(other) == [1]
+    # when another execution of the same job has a result
+    out = engine.handle(outcome(job.attempt, (0, 1), execution=b"y", final=False), 50.0)
+    # then
+    assert out == [ev.Deliver(0, 0, 0, 1, job.attempt, "w")]
+    assert engine.handle(ev.Tick(), 100.0) == []
+
+
+def test_the_first_failure_for_good_ends_the_run_though_others_wait_for_their_retry() -> None:
+    engine, (one, two) = running(1, 1, policy=BACKOFF, fail_fast=True)
+    engine.handle(outcome(one.attempt, failed=failed(0)), 1.0)
+    out = engine.handle(outcome(two.attempt, failed=failed(0, retry=False)), 1.1)
+    assert (out[0], out[-1]) == (ev.FailTask(1, "error 0", 1, "w"), ev.RunEnded())
+    assert engine.snapshot(1.0).cancelled == 1
+    assert engine.deadline is None
+
+
+def test_losses_and_failures_are_counted_together_as_attempts() -> None:
+    engine, (job,) = running(1, policy=RetryPolicy(retries=1))
+    died = not_run(ev.NotRunKind.DIED, detail="signal 9", charged=0)
+    (job,) = submits(engine.handle(outcome(job.attempt, not_run=died), 1.0))
+    (job,) = submits(engine.handle(outcome(job.attempt, not_run=not_run(ev.NotRunKind.AGAIN)), 2.0))
+    (job,) = submits(engine.handle(outcome(job.attempt, failed=failed(0)), 3.0))
+    assert engine.handle(outcome(job.attempt, (0, 1)), 4.0)[0] == ev.Deliver(0, 0, 0, 1, job.attempt, "w", 3)
+
+
+@pytest.mark.parametrize("kind", [ev.NotRunKind.DIED, ev.NotRunKind.TIMED_OUT])
+def test_a_task_that_failed_and_is_blamed_for_the_end_of_its_job_too_is_charged_once(kind: ev.NotRunKind) -> None:
+    engine, (job,) = running(3, policy=RetryPolicy(retries=1, max_worker_losses=1, retry_delay=1.0))
+    out = engine.handle(outcome(job.attempt, failed=failed(0), not_run=not_run(kind, charged=0)), 1.0)
+    assert [tasks(rest) for rest in submits(out)] == [[1, 2]]
+    assert len(out) == 1
+    assert engine.snapshot(1.0).queued == 1
 
 
 # -------------------------------------------------------------------------------------------------- tasks too slow

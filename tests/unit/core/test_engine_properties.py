@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gearmap.core import events as ev
+from gearmap.core.board import DELAYED
 from gearmap.core.engine import JOBS_PER_WORKER, UNKNOWN_WORKERS, RunEngine
-from gearmap.core.retry import RetryPolicy
+from gearmap.core.retry import RetryPolicy, retry_delay
 
 SERVERS = st.integers(0, 2)
 EXECUTIONS = st.sampled_from([b"a", b"b", b"c", b"d", b"e", b"f", b"g"])
@@ -42,6 +43,7 @@ class Job:
     tasks: list[int]
     live: bool = True
     over: bool = False
+    failed: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -51,6 +53,7 @@ class World:
     engine: RunEngine
     fail_fast: bool
     max_workers: int | None = None
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
     now: float = 0.0
     size: int = 0
     workers: int | None = None
@@ -58,6 +61,8 @@ class World:
     blocks: dict[int, ev.Block] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
     settled: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, int] = field(default_factory=dict)
+    not_before: dict[int, float] = field(default_factory=dict)
     jobs: dict[int, Job] = field(default_factory=dict)
     input_ended: bool = False
     ended: int = 0
@@ -102,7 +107,11 @@ class World:
             self.up.discard(event.server)
         elif isinstance(event, ev.WorkersSeen):
             self.workers = event.count
-        elif isinstance(event, ev.AttemptLost) or (isinstance(event, ev.OutcomeArrived) and event.final):
+        elif isinstance(event, ev.OutcomeArrived):
+            self._note_failures(event)
+            if event.final:
+                self._close(job for job in self.jobs.values() if job.attempt == event.attempt)
+        elif isinstance(event, ev.AttemptLost):
             self._close(job for job in self.jobs.values() if job.attempt == event.attempt)
         elif isinstance(event, ev.InputEnded):
             self.input_ended = True
@@ -112,6 +121,26 @@ class World:
             held = {task for job in self.jobs.values() if job.live for task in job.tasks}
             if 0 <= event.task < self.size and event.task not in held:
                 self.settled.setdefault(event.task, "cancelled")
+
+    def _note_failures(self, event: ev.OutcomeArrived) -> None:
+        """Keep count of what tasks are charged with, and from when on they may run again."""
+        job = self.jobs.get(event.attempt)
+        if job is None or not job.live:
+            return
+        done = {at for start, stop in event.done for at in range(max(0, start), min(stop, len(job.tasks)))}
+        told = [failed.position for failed in event.failed]
+        report = event.not_run
+        if event.final and report is not None and report.reason is ev.NotRunKind.TIMED_OUT:
+            told += [] if report.charged is None else [report.charged]
+        for at in told:
+            if not 0 <= at < len(job.tasks) or at in done:
+                continue
+            task = job.tasks[at]
+            if task in self.settled or task in job.failed:
+                continue
+            job.failed.add(task)
+            count = self.failures[task] = self.failures.get(task, 0) + 1
+            self.not_before[task] = self.now + retry_delay(self.policy, count, seed=0, task=task)
 
     @staticmethod
     def _close(jobs: Iterable[Job]) -> None:
@@ -170,6 +199,8 @@ class World:
         assert not set(tasks) & {task for job in live for task in job.tasks}
         assert not set(tasks) & set(self.settled)
         assert not {span.block.id for span in one.spans} & self.dropped
+        assert all(self.failures.get(task, 0) <= self.policy.retries for task in tasks)
+        assert all(self.not_before.get(task, self.now) <= self.now for task in tasks)
         self.jobs[one.attempt] = Job(one.attempt, one.server, tasks)
         assert self.max_workers is None or len(live) < self.max_workers
         here = sum(job.server == one.server for job in live)
@@ -243,14 +274,18 @@ def new_world(
     *,
     fail_fast: bool = False,
     retries: int = 0,
+    retry_delay: float = 0.0,
+    retry_timeouts: bool = True,
     losses: int = 3,
     chunksize: int | None = None,
     max_workers: int | None = None,
     total: int | None = None,
 ) -> World:
-    policy = RetryPolicy(retries=retries, max_worker_losses=losses)
+    policy = RetryPolicy(
+        retries=retries, retry_timeouts=retry_timeouts, max_worker_losses=losses, retry_delay=retry_delay
+    )
     engine = RunEngine(policy=policy, chunksize=chunksize, max_workers=max_workers, fail_fast=fail_fast, total=total)
-    return World(engine, fail_fast, max_workers)
+    return World(engine, fail_fast, max_workers, policy)
 
 
 class HostileWorld(RuleBasedStateMachine):
@@ -263,17 +298,21 @@ class HostileWorld(RuleBasedStateMachine):
 
     @initialize(
         fail_fast=st.sampled_from([False, False, False, True]),
-        retries=st.integers(0, 2),
+        retries=st.sampled_from([2, 1, 3, 0]),
+        retry_delay=st.sampled_from([20.0, 0.5, 0.01, 0.0]),
+        retry_timeouts=st.sampled_from([True, True, False]),
         losses=st.integers(1, 3),
         chunksize=st.none() | st.integers(1, 7),
         max_workers=st.none() | st.integers(1, 3),
         total=st.none() | st.integers(0, 40),
-        quick=st.booleans(),
+        start=st.sampled_from(["at once", "quick", "cold"]),
+        first=st.integers(1, 12),
     )
-    def begin(self, quick: bool, **options: int | None) -> None:
+    def begin(self, start: str, first: int, **options: int | None) -> None:
         self.world = new_world(**options)  # type: ignore[arg-type]  # drawn to fit
-        if quick:
-            self.world.tell(ev.ServerUp(0), self.world.add(1, "f"))
+        if start != "cold":
+            self.world.tell(ev.ServerUp(0), self.world.add(first, "f"))
+        if start == "quick":
             self.world.answer(self.world.jobs[1], elapsed=1e-6)
 
     @precondition(lambda self: not self.world.input_ended)
@@ -318,7 +357,7 @@ class HostileWorld(RuleBasedStateMachine):
         if not really:
             self.world.tell(ev.CancelRun())
 
-    @rule(seconds=st.sampled_from([0.0, 0.5, 5.0, 29.0, 31.0]))
+    @rule(seconds=st.sampled_from([0.0, 0.005, 0.5, 5.0, 29.0, 31.0, 1e7]))
     def time_passes(self, seconds: float) -> None:
         self.world.tick(seconds)
 
@@ -364,6 +403,36 @@ class HostileWorld(RuleBasedStateMachine):
         live = [job for job in self.world.jobs.values() if job.live]
         self.world.answer(data.draw(st.sampled_from(live)))
 
+    @precondition(lambda self: any(job.live for job in self.world.jobs.values()))
+    @rule(
+        data=st.data(),
+        failed=st.sets(st.integers(0, 3), min_size=1),
+        kind=st.none() | st.sampled_from([ev.NotRunKind.TIMED_OUT, ev.NotRunKind.DIED, ev.NotRunKind.AGAIN]),
+        charged=st.none() | st.integers(0, 4),
+        final=st.booleans(),
+    )
+    def a_job_fails_in_part(
+        self, data: st.DataObject, failed: set[int], kind: ev.NotRunKind | None, charged: int | None, final: bool
+    ) -> None:
+        live = [job for job in self.world.jobs.values() if job.live]
+        job = data.draw(st.sampled_from(live))
+        failures = tuple(ev.TaskFailed(at, (job.attempt, at)) for at in sorted(failed) if at < len(job.tasks))
+        report = None if kind is None else ev.NotRunReport(kind, "", charged)
+        self.world.answer(job, done=(), failed=failures, not_run=report, final=final)
+
+    @precondition(lambda self: self.world.engine._board.counts[DELAYED])
+    @rule(data=st.data(), late=st.booleans())
+    def a_task_that_waits_for_its_retry_is_cancelled_or_delivered_late(self, data: st.DataObject, late: bool) -> None:
+        world = self.world
+        delayed = [at for low, high in world.engine._board.delayed_ranges(0, world.size) for at in range(low, high)]
+        task = data.draw(st.sampled_from(delayed))
+        known = [job for job in world.jobs.values() if task in job.tasks and not job.over]
+        if late and known:
+            at = known[0].tasks.index(task)
+            world.answer(known[0], done=((at, at + 1),), final=False)
+        else:
+            world.tell(ev.CancelTask(task))
+
     @precondition(lambda self: self.last is not None)
     @rule(execution=EXECUTIONS)
     def the_last_outcome_comes_again(self, execution: bytes) -> None:
@@ -382,6 +451,18 @@ class HostileWorld(RuleBasedStateMachine):
         )
         self.world.tell(again)
 
+    @rule(share=st.floats(0.0, 1.0))
+    def the_clock_comes_to_just_before_or_beyond_what_is_due(self, share: float) -> None:
+        if self.world.engine.deadline is not None:
+            self.world.tick(max(0.0, (self.world.engine.deadline - self.world.now) * 1.1 * share))
+
+    @invariant()
+    def a_task_that_waits_for_its_retry_keeps_the_run_and_its_clock_going(self) -> None:
+        engine = self.world.engine
+        if not engine.ended and engine._board.counts[DELAYED]:
+            assert engine.deadline is not None
+            assert engine.wants_workers
+
     @invariant()
     def a_deadline_exists_while_something_could_fall_silent(self) -> None:
         engine = self.world.engine
@@ -398,7 +479,7 @@ class HostileWorld(RuleBasedStateMachine):
 
 
 HostileWorld.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestAnythingMayHappenAtAnyTime = pytest.mark.slow(HostileWorld.TestCase)
 
@@ -407,13 +488,28 @@ TestAnythingMayHappenAtAnyTime = pytest.mark.slow(HostileWorld.TestCase)
 
 
 class RoughCluster:
-    """Honest nodes and servers that lose, double, delay, reorder and requeue. Tasks listed in `deadly` kill a node."""
+    """Honest nodes and servers that lose, double, delay, reorder and requeue.
 
-    def __init__(self, world: World, draw: st.DataObject, deadly: set[int], failing: set[int]) -> None:
+    Tasks listed in `deadly` kill a node, those in `slow` take too long, `failing` ones raise whenever they run, and
+    `flaky` ones as often as it is forgiven.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        draw: st.DataObject,
+        *,
+        deadly: set[int],
+        slow: set[int],
+        failing: set[int],
+        flaky: set[int],
+    ) -> None:
         self.world = world
         self.draw = draw
         self.deadly = deadly
+        self.slow = slow
         self.failing = failing
+        self.flaky = dict.fromkeys(flaky, world.policy.retries)
         self.executions = 0
         self.mail: list[ev.OutcomeArrived | ev.AttemptLost] = []
 
@@ -421,17 +517,24 @@ class RoughCluster:
         """Run a job as a node does that reports its child's death."""
         self.executions += 1
         execution = self.executions.to_bytes(16, "big")
-        bad = [at for at, task in enumerate(job.tasks) if task in self.deadly]
+        bad = [at for at, task in enumerate(job.tasks) if task in self.deadly | self.slow]
         stop = bad[0] if bad else len(job.tasks)
-        failed = [at for at in range(stop) if job.tasks[at] in self.failing]
+        failed = [at for at in range(stop) if self._fails(job.tasks[at])]
         good = [(at, at + 1) for at in range(stop) if at not in failed]
-        report = ev.NotRunReport(ev.NotRunKind.DIED, "signal 11", stop) if bad else None
+        kind = ev.NotRunKind.DIED if bad and job.tasks[stop] in self.deadly else ev.NotRunKind.TIMED_OUT
+        report = ev.NotRunReport(kind, "signal 11", stop) if bad else None
         failures = tuple(ev.TaskFailed(at, (job.attempt, at)) for at in failed)
         half = len(good) // 2
         self.mail.append(ev.OutcomeArrived(job.attempt, execution, "w0", tuple(good[:half])))
         self.mail.append(
             ev.OutcomeArrived(job.attempt, execution, "w0", tuple(good[half:]), failures, report, final=True)
         )
+
+    def _fails(self, task: int) -> bool:
+        if self.flaky.get(task):
+            self.flaky[task] -= 1
+            return True
+        return task in self.failing
 
     def step(self) -> None:
         live = [job for job in self.world.jobs.values() if job.live]
@@ -445,7 +548,7 @@ class RoughCluster:
             else:
                 self.execute(job)
         elif move == 6:
-            self.world.tick(31.0)
+            self.world.tick(self.draw.draw(st.sampled_from([0.2, 1.0, 31.0, 1e6])))
         elif move == 7:
             self.world.tell(ev.ServerDown(0))
             self.world.tell(ev.ServerUp(0))
@@ -460,17 +563,31 @@ class RoughCluster:
     data=st.data(),
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=8),
     deadly=st.sets(st.integers(0, 12), max_size=1),
+    slow=st.sets(st.integers(0, 12), max_size=1),
     failing=st.sets(st.integers(0, 12), max_size=2),
+    flaky=st.sets(st.integers(0, 12), max_size=2),
+    retries=st.integers(0, 2),
+    retry_delay=st.sampled_from([0.0, 0.5]),
     steps=st.integers(0, 60),
 )
 def test_honest_nodes_on_a_rough_network_settle_every_task_by_what_it_does(
-    data: st.DataObject, sizes: list[int], deadly: set[int], failing: set[int], steps: int
+    data: st.DataObject,
+    sizes: list[int],
+    deadly: set[int],
+    slow: set[int],
+    failing: set[int],
+    flaky: set[int],
+    retries: int,
+    retry_delay: float,
+    steps: int,
 ) -> None:
     # given a cluster where no innocent task reaches the limit of losses
-    world = new_world(losses=100)
-    failing = failing - deadly
+    world = new_world(losses=100, retries=retries, retry_delay=retry_delay)
+    slow -= deadly
+    failing -= deadly | slow
+    flaky -= deadly | slow | failing
     world.tell(ev.ServerUp(0), *[world.add(size, "f") for size in sizes], ev.InputEnded())
-    cluster = RoughCluster(world, data, deadly, failing)
+    cluster = RoughCluster(world, data, deadly=deadly, slow=slow, failing=failing, flaky=flaky)
     # when it is rough for a while, and then only honest
     for _ in range(steps):
         cluster.step()
@@ -486,8 +603,8 @@ def test_honest_nodes_on_a_rough_network_settle_every_task_by_what_it_does(
     # then
     assert world.ended == 1
     expected = {task: "failed" if task in failing else "done" for task in range(world.size)}
-    for task in deadly & set(range(world.size)):
-        expected[task] = "lost"
+    expected |= {task: "lost" for task in deadly if task in expected}
+    expected |= {task: "timed out" for task in slow if task in expected}
     assert world.settled == expected
 
 
