@@ -32,11 +32,15 @@ AWAIT_HEARTBEAT = 0.05
 
 
 class ResultBatch:
-    """Results of consecutive tasks, pickled together; unpickled at most once."""
+    """Results of consecutive tasks, pickled together; unpickled at most once.
 
-    __slots__ = ("_error", "_lock", "_payload", "_values")
+    `attempts` is which attempt of each of the tasks it was.
+    """
+
+    __slots__ = ("_error", "_lock", "_payload", "_values", "attempts")
 
     def __init__(self, payload: Any) -> None:
+        self.attempts = 1
         self._payload = payload
         self._values: list[Any] | None = None
         self._error: SerializationError | None = None
@@ -118,7 +122,7 @@ class Future(concurrent.futures.Future[T]):
     task_index
         Position of the task in its run.
     attempts
-        How often the task was submitted, once it is settled.
+        How often the task was run, once it is settled; what a server or a node did wrong is not counted.
     worker
         Name of the worker that settled it, or None.
     number
@@ -295,7 +299,7 @@ def settle(
             if future is None:
                 continue
             future.worker = worker
-            future.attempts = 1
+            future.attempts = batch.attempts
             future._offset = at
             if future._watch is not None:
                 watched.append(future)

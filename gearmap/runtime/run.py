@@ -390,6 +390,7 @@ class Run:
             if kind is ev.Deliver:
                 assert isinstance(instruction, ev.Deliver)
                 batch = batches[instruction.payload]
+                batch.attempts = instruction.attempts
                 self.consumer.delivered(
                     instruction.first, instruction.size, batch, instruction.offset, instruction.worker
                 )
