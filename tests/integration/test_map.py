@@ -32,6 +32,15 @@ def test_a_million_trivial_tasks_come_back_whole(cluster):
     assert results == list(range(1, n + 1))
 
 
+@pytest.mark.parametrize("size", [1_000_000, 1_048_576, 3_000_000, 20_000_000])
+def test_large_arguments_and_results_come_back_whole(cluster, size):
+    data = [os.urandom(1000) * (size // 1000), bytearray(os.urandom(500)) * (size // 500)]
+
+    results = cluster.map(lambda value: (len(value), value), data)
+
+    assert results == [(len(value), value) for value in data]
+
+
 class Thing:
     """Something that can be watched."""
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gearmap.errors import EnvelopeError, SealError, WireError
-from gearmap.wire import envelope
+from gearmap.wire import envelope, layout, opening
 from gearmap.wire.envelope import (
     PIECE_BYTES,
     PREFIX_BYTES,
@@ -37,8 +37,9 @@ def small_pieces(monkeypatch):
 
 
 def _use_small_pieces(monkeypatch):
-    monkeypatch.setattr(envelope, "PIECE_BYTES", SMALL_PIECE_BYTES)
-    monkeypatch.setattr(envelope, "_SEALED_PIECE_BYTES", SMALL_PIECE_BYTES + 16)
+    for module in (envelope, layout, opening):
+        monkeypatch.setattr(module, "PIECE_BYTES", SMALL_PIECE_BYTES)
+        monkeypatch.setattr(module, "SEALED_PIECE_BYTES", SMALL_PIECE_BYTES + 16)
     monkeypatch.setattr(envelope, "_SMALL_BYTES", 256)
 
 
