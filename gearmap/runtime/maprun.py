@@ -60,6 +60,7 @@ class MapRun:
         # The mailbox; everything below belongs to the condition.
         self._arrived: deque[tuple[int, int, ResultBatch, int]] = deque()
         self._failures: deque[tuple[int, Any]] = deque()
+        self._told = False  # whether the caller is about to be told of `_arrived`
         self._wanted = 0
         self._snapshot: ProgressSnapshot | None = None
         self._notice = ""
@@ -97,29 +98,35 @@ class MapRun:
     # ----------------------------------------------------------------------------------------------- calling thread
 
     def _wait(self, deadline: float | None) -> None:
+        shown: ProgressSnapshot | None = None
         while True:
             with self._condition:
                 self._condition.wait_for(self._has_mail, _step(deadline))
-                arrived, self._arrived = self._arrived, deque()
                 wanted, self._wanted = self._wanted, 0
+                # Blocks go first, before each batch: what is wanted, idle workers wait for.
+                arrived = self._arrived.popleft() if self._arrived and not wanted else None
                 snapshot, notice, end = self._snapshot, self._notice, self._end
                 self._notice = ""
-                error = self._error
-            for first, size, batch, offset in arrived:
-                values = batch.values()
-                if offset or size != len(values):
-                    values = values[offset : offset + size]
-                self._results[first : first + size] = values
-            if error is not None or end is not None:
+                error, is_more = self._error, bool(self._arrived)
+            if arrived is not None:
+                self._place_results(*arrived)
+            if not is_more and (error is not None or end is not None):
                 return
             if deadline is not None and time.monotonic() >= deadline:
                 raise self._timed_out(snapshot)
             if notice:
                 self._on_notice(notice)
-            if wanted:
+            if wanted and error is None and end is None:
                 self._feed(wanted)
-            if snapshot is not None:
+            if snapshot is not None and snapshot is not shown:
+                shown = snapshot
                 self._sink.update(snapshot)
+
+    def _place_results(self, first: int, size: int, batch: ResultBatch, offset: int) -> None:
+        values = batch.values()
+        if offset or size != len(values):
+            values = values[offset : offset + size]
+        self._results[first : first + size] = values
 
     def _has_mail(self) -> bool:
         return bool(self._arrived or self._wanted or self._notice or self._end is not None or self._error is not None)
@@ -210,6 +217,15 @@ class MapRun:
     def delivered(self, first: int, size: int, batch: ResultBatch, offset: int, worker: str) -> None:
         with self._condition:
             self._arrived.append((first, size, batch, offset))
+            told, self._told = self._told, True
+        if not told:
+            # In the driver's next round: a caller that unpickles now takes the interpreter lock, for milliseconds each
+            # time, from a driver that is about to send the next job.
+            self._driver.post(self._tell)
+
+    def _tell(self) -> None:
+        with self._condition:
+            self._told = False
             self._condition.notify()
 
     def failed(self, task: int, failure: Any, attempts: int, worker: str) -> None:
