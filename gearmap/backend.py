@@ -110,7 +110,7 @@ class Backend:
         Raises
         ------
         ClusterBroken
-            If this was closed, or belongs to the process that this one was forked from.
+            If this was closed, belongs to the process that this one was forked from, or has lost its processes.
         """
         with self._lock:
             if self._closed:
@@ -121,6 +121,8 @@ class Backend:
                 driver = Driver(self._addresses, health=self._problem)
                 driver.start()
                 self._driver = driver
+            elif (problem := self._problem()) is not None:
+                raise ClusterBroken(problem)
             return self._driver
 
     def pickle_function(self, fn: Callable[..., Any]) -> tuple[bytes, Any]:

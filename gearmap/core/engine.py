@@ -377,11 +377,13 @@ class RunEngine:
                 function = block.function
                 room = self._size(function, self._ahead + self._board.counts[WAITING])
                 byte_room = TARGET_BYTES
-            elif block.size > room or block.payload_bytes > byte_room or block.function != function:
+            elif block.size > room or block.payload_bytes > byte_room or block.function != function or block.alone:
                 break
             room -= block.size
             byte_room -= block.payload_bytes
             self._fresh = block.first + block.size
+            if block.alone:
+                break
         return self._board.waiting_ranges(start, self._fresh), _FRESH
 
     def _size(self, function: Hashable, remaining: int | None) -> int:

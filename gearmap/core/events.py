@@ -51,13 +51,17 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Argument sets that were pickled together and stay together as bytes."""
+    """Argument sets that were pickled together and stay together as bytes.
+
+    One that is `alone` shares its first job with no other.
+    """
 
     id: int
     first: int
     size: int
     function: Hashable
     payload_bytes: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@
 
 Rule 1: `submit` takes a call that was pickled in its thread and returns; the driver takes what was submitted in one go.
 Rule 2: a future is claimed just before its task is sent: until then cancelling it is exact.
-Rule 3: one call adds one object that lives on, its future, and the bytes of its arguments. What can be said of many
+Rule 3: a submit waits for nothing but the answer to whether any job server is there, and only while none is.
+Rule 4: one call adds one object that lives on, its future, and the bytes of its arguments. What can be said of many
 calls at once is said once for a group of them: objects are what the garbage collector's time goes into.
-Rule 4: tasks are numbered for the engine when the driver takes them, so that tiny calls of functions that take turns
+Rule 5: tasks are numbered for the engine when the driver takes them, so that tiny calls of functions that take turns
 still travel together. Nothing else overtakes.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
-from gearmap.errors import ClusterBroken, GearmapError
+from gearmap.errors import ClusterBroken, GearmapError, ServerUnavailable
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, begin, settle
 from gearmap.runtime.givenup import GivenUp
@@ -41,13 +42,20 @@ BLOCK_SECONDS = 0.002
 MAX_BLOCK_CALLS = 64
 MAX_BLOCK_BYTES = 256 * 1024
 
+# Who waits for an answer makes sure this often that the driver is still there to give one (seconds).
+QUESTION_STEP = 0.5
+
 
 class _Group:
-    """Calls of one function that were submitted one after another, and together are no larger than a block may be."""
+    """Calls of one function that were submitted one after another, and together are no larger than a block may be.
 
-    __slots__ = ("calls", "function", "futures", "n_bytes", "place")
+    A group that is a `chunk` travels as it is: whole, and in a job of its own.
+    """
+
+    __slots__ = ("calls", "chunk", "function", "futures", "n_bytes", "place")
 
     def __init__(self, function: tuple[bytes, Any], place: Place) -> None:
+        self.chunk = False
         self.function = function
         self.place = place
         self.futures: list[Future[Any]] = []
@@ -61,8 +69,38 @@ class _Group:
         self.n_bytes += other.n_bytes
 
 
+class _Question:
+    """Somebody waits to know whether there is a job server."""
+
+    def __init__(self) -> None:
+        self._answered = threading.Event()
+        self._error: GearmapError | None = None
+
+    def answer(self, error: GearmapError | None) -> None:
+        self._error = error
+        self._answered.set()
+
+    def wait(self, driver: Driver) -> None:
+        """Return when there is one; raise if there is none."""
+        # Each server has `connect_timeout`; an answer comes as long as somebody is there to give it.
+        while not self._answered.is_set():
+            if not driver.is_alive:
+                raise ClusterBroken("the client was closed")
+            self._answered.wait(QUESTION_STEP)
+        if self._error is not None:
+            raise self._error
+
+
 class CallRun:
-    """The consumer of an open-ended run."""
+    """The consumer of an open-ended run.
+
+    Attributes
+    ----------
+    over
+        Whether nothing can be submitted any more.
+    error
+        Why, if it was an error.
+    """
 
     def __init__(self, driver: Driver, make_run: Callable[[CallRun], Run]) -> None:
         self._driver = driver
@@ -76,10 +114,14 @@ class CallRun:
         self._next = 0
         self._told = False
         self.over = False
-        self._cancelled = self._on_cancel  # one bound method for all futures
-        # Driver thread only: taken and not settled, by the engine's numbers; the next of these.
+        self.error: GearmapError | None = None
+        # Changed by the driver thread only: taken and not settled, by the engine's numbers; the next of these; whether
+        # a job server is connected; who waits to know that, and who wants to know of the end.
         self._futures: dict[int, Future[Any]] = {}
         self._next_number = 0
+        self._is_reached = False
+        self._questions: list[_Question] = []
+        self._endings: list[Callable[[], object]] = []
 
     def submit(self, function: tuple[bytes, Any], call: bytes | Payload, place: Place) -> Future[Any]:
         """Add one call, pickled already; return its future.
@@ -88,11 +130,15 @@ class CallRun:
         ------
         ClusterBroken
             If the run is over.
+        ServerUnavailable
+            If no job server answers.
         """
-        size = len(call) if isinstance(call, bytes) else sum(memoryview(part).nbytes for part in call)
+        if not self._is_reached:
+            self._ask()
+        size = len(call) if type(call) is bytes else _size(call)
         with self._lock:
             index = self._next
-            future: Future[Any] = Future(index, self._cancelled, self._lock)
+            future: Future[Any] = Future(index, self, self._lock)
             group = self._newest
             if (
                 group is None
@@ -110,6 +156,57 @@ class CallRun:
             self._driver.post(self._take)
         return future
 
+    def submit_chunk(
+        self, function: tuple[bytes, Any], calls: Sequence[bytes | Payload], place: Place
+    ) -> list[Future[Any]]:
+        """Add calls that travel together, and with no others; return their futures. Raises as `submit`."""
+        if not self._is_reached:
+            self._ask()
+        with self._lock:
+            group = self._add_group(function, place)
+            group.chunk = True
+            self._newest = None
+            self._next += len(calls)
+            group.futures += [Future(index, self, self._lock) for index in range(self._next - len(calls), self._next)]
+            group.calls += calls
+            group.n_bytes = sum(_size(call) for call in calls)
+            told, self._told = self._told, True
+        if not told:
+            self._driver.post(self._take)
+        return list(group.futures)
+
+    @property
+    def pending(self) -> int:
+        """How many tasks have no end yet, about."""
+        return len(self._futures) + sum(len(group.futures) for group in list(self._groups))
+
+    def cancel_waiting(self) -> None:
+        """Cancel what was not sent yet. Any thread."""
+        with self._lock:
+            futures = [future for group in self._groups for future in group.futures]
+        # The copy is made by one instruction, and so whole.
+        for future in [*list(self._futures.values()), *futures]:
+            future.cancel()
+        self._driver.post(self._cancel_taken)  # what was on its way from here to there
+
+    def _cancel_taken(self) -> None:
+        for future in list(self._futures.values()):
+            future.cancel()
+
+    def finish(self, then: Callable[[], object]) -> None:
+        """Let the run end when its tasks have; `then` is called where callbacks are, after theirs.
+
+        Any thread, from within a garbage collection too: no lock is taken here.
+        """
+        self._driver.post(lambda: self._finish(then))
+
+    def _ask(self) -> None:
+        """Wait until a job server is there, or raise."""
+        if not self._driver.is_current:
+            question = _Question()
+            self._driver.post(lambda: self._pose(question))
+            question.wait(self._driver)
+
     def _add_group(self, function: tuple[bytes, Any], place: Place) -> _Group:
         if self.over:
             raise ClusterBroken("the run is over")
@@ -122,17 +219,59 @@ class CallRun:
         groups, self._groups, self._newest = self._groups, [], None
         return groups
 
-    def _on_cancel(self, future: Future[Any]) -> None:
+    # As the owner of its futures.
+
+    def cancelled(self, future: Future[Any]) -> None:
         self._driver.post(lambda: self._drop(future))
+
+    def call_elsewhere(self, call: Callable[[], None]) -> bool:
+        if self._driver.is_current:
+            self._driver.callbacks.post(call)
+            return True
+        return False
 
     # ------------------------------------------------------------------------------------------------- driver thread
 
-    def _take(self) -> None:
+    def _open(self) -> Run:
         if self._run is None:
             self._run = self._make_run(self)
             self._run.feeder = self
             self._driver.add(self._run)
+        return self._run
+
+    def _take(self) -> None:
+        self._open()
         self.feed(saturated=True)
+
+    def _pose(self, question: _Question) -> None:
+        if self.over:
+            question.answer(self.error or ClusterBroken("the run is over"))
+        else:
+            self._questions.append(question)
+            self._open().reach()
+
+    def reached(self) -> None:
+        self._is_reached = True
+        self._answer(None)
+
+    def unreached(self, error: ServerUnavailable | None) -> None:
+        self._is_reached = False
+        if error is not None:
+            self._answer(error)
+
+    def _answer(self, error: GearmapError | None) -> None:
+        questions, self._questions = self._questions, []
+        for question in questions:
+            question.answer(error)
+
+    def _finish(self, then: Callable[[], object]) -> None:
+        if self.over or self._run is None:
+            self.over = True
+            self._driver.callbacks.post(then)
+        else:
+            self._endings.append(then)
+            self.feed(saturated=False)
+            self._run.tell(ev.InputEnded())
 
     @property
     def has_more(self) -> bool:
@@ -155,11 +294,11 @@ class CallRun:
         for group in groups:
             name = (group.function[0], id(group.place))
             known = joined.get(name)
-            if known is not None and known.n_bytes + group.n_bytes <= MAX_BLOCK_BYTES:
+            if known is not None and not group.chunk and known.n_bytes + group.n_bytes <= MAX_BLOCK_BYTES:
                 known.take(group)
                 continue
             result.append(group)
-            if self._block_size(group) > 1:
+            if self._block_size(group) > 1 and not group.chunk:
                 joined[name] = group
         return result
 
@@ -179,6 +318,10 @@ class CallRun:
         for number, future in enumerate(group.futures, base):
             future.number = number
             self._futures[number] = future
+        if group.chunk:
+            block = ev.Block(base, base, size, digest, group.n_bytes, alone=True)
+            run.add_block(block, BlockKind.CALLS, calls, group.place, group.function)
+            return
         step = self._block_size(group)
         for start in range(0, size, step):
             part = calls[start : start + step]
@@ -227,7 +370,10 @@ class CallRun:
     def broken(self, error: GearmapError) -> None:
         with self._lock:
             self.over = True
+            self._is_reached = False
+            self.error = self.error or error
             groups = self._taken()
+        self._answer(error)
         futures = [*self._futures.values(), *chain.from_iterable(group.futures for group in groups)]
         self._futures.clear()
         for future in futures:
@@ -245,3 +391,10 @@ class CallRun:
 
     def ended(self, snapshot: ProgressSnapshot) -> None:
         self.broken(ClusterBroken("the client was closed before the task had ended"))
+        for then in self._endings:
+            self._driver.callbacks.post(then)
+        self._endings.clear()
+
+
+def _size(call: bytes | Payload) -> int:
+    return len(call) if isinstance(call, bytes) else sum(memoryview(part).nbytes for part in call)

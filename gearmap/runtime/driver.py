@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from gearmap.config import ServerAddress
 from gearmap.errors import ClusterBroken
+from gearmap.runtime.callbacks import CallbackThread
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.run import Run
 from gearmap.runtime.serverlink import ServerLink
@@ -39,6 +40,11 @@ class Driver:
         The job servers of every run.
     health
         Returns what is wrong with the cluster, or None; asked now and then while runs wait.
+
+    Attributes
+    ----------
+    callbacks
+        Where users' callbacks are called.
     """
 
     def __init__(self, addresses: Sequence[ServerAddress], *, health: Callable[[], str | None] = lambda: None) -> None:
@@ -50,6 +56,7 @@ class Driver:
         self._runs: list[Run] = []
         self._closing = False
         self._next_health = 0.0
+        self.callbacks = CallbackThread()
         # A context of its own: what the thread logs or shows is not mixed up with the cell that happens to run.
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._main,), name="gearmap-driver", daemon=True)
@@ -67,17 +74,23 @@ class Driver:
         """Whether runs can be added."""
         return self._thread.is_alive() and not self._closing
 
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the driver's own thread."""
+        return threading.get_ident() == self._thread.ident
+
     def post(self, command: Callable[[], None]) -> None:
         """Let the driver thread call `command` soon."""
         self._commands.append(command)
         self._waker.wake()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Cancel every run, close every session, end the thread."""
+        """Cancel every run, close every session, end both threads; callbacks that are due are called before."""
         self._closing = True
         self._waker.wake()
-        if threading.current_thread() is not self._thread and self._thread.is_alive():
+        if not self.is_current and self._thread.is_alive():
             self._thread.join(timeout)
+            self.callbacks.join(timeout)
 
     # --------------------------------------------------------------------------------------- for commands (driver)
 
@@ -150,6 +163,7 @@ class Driver:
             if not run.closed:
                 run.fail(ClusterBroken("the client was closed before the run had ended"))
         self._runs.clear()
+        self.callbacks.close()
         self._poller.remove(self._waker)
         self._waker.close()
         self._poller.close()

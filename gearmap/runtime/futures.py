@@ -17,13 +17,13 @@ import concurrent.futures
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from gearmap.errors import SerializationError
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
 from gearmap.wire.serializer import loads
 
-__all__ = ["Future", "PendingFailure", "ResultBatch", "begin", "settle"]
+__all__ = ["Future", "FutureOwner", "PendingFailure", "ResultBatch", "begin", "settle"]
 
 T = TypeVar("T")
 
@@ -34,12 +34,18 @@ AWAIT_HEARTBEAT = 0.05
 class ResultBatch:
     """Results of consecutive tasks, pickled together; unpickled at most once.
 
-    `attempts` is which attempt of each of the tasks it was.
+    Attributes
+    ----------
+    seconds
+        How long one of the tasks took, on average; None if that is not known.
+    attempts
+        Which attempt of each of the tasks it was.
     """
 
-    __slots__ = ("_error", "_lock", "_payload", "_values", "attempts")
+    __slots__ = ("_error", "_lock", "_payload", "_values", "attempts", "seconds")
 
-    def __init__(self, payload: Any) -> None:
+    def __init__(self, payload: Any, seconds: float | None = None) -> None:
+        self.seconds = seconds
         self.attempts = 1
         self._payload = payload
         self._values: list[Any] | None = None
@@ -51,10 +57,14 @@ class ResultBatch:
         """How long they are, pickled; 0 once they were unpickled."""
         return sum(memoryview(part).nbytes for part in self._payload or ())
 
-    def value(self, offset: int) -> Any:
-        """Return one of the results; raises like `values`."""
+    def take(self, offset: int) -> Any:
+        """Return one of the results and forget it; to be called once for each. Raises like `values`."""
         values = self._values
-        return self.values()[offset] if values is None else values[offset]
+        if values is None:
+            values = self.values()
+        value = values[offset]
+        values[offset] = None
+        return value
 
     def values(self) -> list[Any]:
         """Return the results.
@@ -92,6 +102,16 @@ class PendingFailure(Exception):
         self.lock = threading.Lock()
 
 
+class FutureOwner(Protocol):
+    """Whoever settles futures."""
+
+    def cancelled(self, future: Future[Any]) -> None:
+        """The task of a future was cancelled. Any thread."""
+
+    def call_elsewhere(self, call: Callable[[], None]) -> bool:
+        """Have callbacks called in another thread, if this one must not call them; return whether that is so."""
+
+
 class _Watch:
     """What a future has once it is watched."""
 
@@ -112,8 +132,8 @@ class Future(concurrent.futures.Future[T]):
     ----------
     task_index
         Position of the task in its run.
-    on_cancel
-        Called with the future when the task was cancelled.
+    owner
+        Who is told when the task is cancelled, and knows where callbacks may be called.
     lock
         The lock that `begin` and `settle` hold for it and the others of its run.
 
@@ -133,8 +153,9 @@ class Future(concurrent.futures.Future[T]):
     __slots__ = (
         "_lock",
         "_offset",
-        "_on_cancel",
+        "_owner",
         "_result",
+        "_seconds",
         "_state",
         "_watch",
         "attempts",
@@ -148,7 +169,7 @@ class Future(concurrent.futures.Future[T]):
     def __init__(
         self,
         task_index: int,
-        on_cancel: Callable[[Future[Any]], None] | None = None,
+        owner: FutureOwner | None = None,
         lock: threading.Lock | None = None,
     ) -> None:
         # Not the standard library's, which makes what `_watch` is for.
@@ -157,7 +178,7 @@ class Future(concurrent.futures.Future[T]):
         self._offset = 0  # in the result, if that is a batch
         self._watch: _Watch | None = None
         self._lock = lock or threading.Lock()
-        self._on_cancel = on_cancel
+        self._owner = owner
         self.task_index = task_index
         self.number = -1
         self.attempts = 0
@@ -190,9 +211,31 @@ class Future(concurrent.futures.Future[T]):
         """Cancel the task if it still waits in this process; one that was sent to a job server is running."""
         was_cancelled = self.cancelled()
         cancelled = super().cancel()
-        if cancelled and not was_cancelled and self._on_cancel is not None:
-            self._on_cancel(self)
+        if cancelled and not was_cancelled and self._owner is not None:
+            self._owner.cancelled(self)
         return cancelled
+
+    def _invoke_callbacks(self) -> None:
+        """Called by the standard library's methods when the state has changed for good."""
+        watch = self._watch
+        if watch is None or not watch.callbacks:
+            return
+        if self._owner is None or not self._owner.call_elsewhere(self._call_callbacks):
+            self._call_callbacks()
+
+    def _call_callbacks(self) -> None:
+        super()._invoke_callbacks()  # type: ignore[misc]  # private, and the same in every version
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds that the task took: exact if its result came by itself, else the mean of those that came together.
+
+        None while there is no result, and for tasks that failed.
+        """
+        result = self._result
+        if type(result) is ResultBatch:
+            return result.seconds
+        return getattr(self, "_seconds", None)  # set when the result was taken from its batch
 
     def cancelled(self) -> bool:
         """Whether the task was cancelled."""
@@ -226,13 +269,22 @@ class Future(concurrent.futures.Future[T]):
         except PendingFailure as pending:
             error = self._rebuild(pending)
         else:
-            result: T = value.value(self._offset) if type(value) is ResultBatch else value
+            result: T = self._take(value) if type(value) is ResultBatch else value
             return result
         try:
             raise error
         finally:
             # A traceback that holds this frame must not hold the future, which holds the exception.
             del self, error
+
+    def _take(self, batch: ResultBatch) -> Any:
+        """Take the result out of its batch, so that it lives no longer than this future."""
+        batch.values()  # unpickles once, under a lock of its own
+        with self._lock:
+            if self._result is batch:  # nobody was faster
+                self._seconds = batch.seconds
+                self._result = batch.take(self._offset)
+            return self._result
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the task's exception or None, after waiting at most `timeout` seconds.

@@ -105,7 +105,7 @@ class OutcomeReader:
             event = ev.OutcomeArrived(
                 attempt, prefix.execution_id, worker, ((first, stop),), (), None, elapsed, count, final
             )
-            return event, [ResultBatch(payload)]
+            return event, [ResultBatch(payload, elapsed / count)]
         decoded = decode_outcome(header, body)
         outcome = decoded.outcome
         if prefix.kind is envelope.Kind.NODE and outcome.not_run is None:
@@ -189,4 +189,5 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
         count=outcome.count,
         final=outcome.final,
     )
-    return event, [ResultBatch(payload) for _, _, payload in decoded.results]
+    seconds = outcome.elapsed / outcome.count if outcome.count else None
+    return event, [ResultBatch(payload, seconds) for _, _, payload in decoded.results]

@@ -109,6 +109,12 @@ class Feeder(Protocol):
         While the run is `saturated` with tasks nobody needs to wake the driver for more: it asks again by itself.
         """
 
+    def reached(self) -> None:
+        """A job server is connected."""
+
+    def unreached(self, error: ServerUnavailable | None) -> None:
+        """No job server is connected; `error` says so to who has asked (`Run.reach`), if it has turned out just now."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
@@ -168,6 +174,7 @@ class Run:
         self._next_status = 0.0
         self._next_progress = 0.0
         self._waiting_since: float | None = None
+        self._awaited: set[int] = set()  # servers that are being tried for who waits in `reach`
         self._handlers: dict[type, Callable[[ServerLink, Any, list[ev.Input], float], None]] = {
             WorkComplete: self._on_complete,
             WorkData: self._on_data,
@@ -215,6 +222,18 @@ class Run:
     def tell(self, event: ev.Input) -> None:
         """Queue an event for the engine."""
         self._inbox.append(event)
+
+    def reach(self) -> None:
+        """Try every job server now; the feeder is told as soon as one answers, or when all have failed."""
+        if any(link.is_up for link in self.links):
+            assert self.feeder is not None
+            self.feeder.reached()
+            return
+        now = time.monotonic()
+        for link in self.links:
+            link.hurry(now)
+        self._awaited = {link.number for link in self.links}
+        self.due = 0.0
 
     def cancel(self) -> None:
         """End the run now; what is queued on job servers is dropped with the session."""
@@ -346,6 +365,9 @@ class Run:
     def _on_connected(self, link: ServerLink, event: Connected, events: list[ev.Input], now: float) -> None:
         events.append(ev.ServerUp(link.number))
         self._next_status = now
+        self._awaited.clear()
+        if self.feeder is not None:
+            self.feeder.reached()
 
     def _on_lost(self, link: ServerLink, event: Lost, events: list[ev.Input], now: float) -> None:
         logger.warning("lost the job server at %s: %s", link.address, event.reason, extra={"action": "lose_server"})
@@ -353,6 +375,15 @@ class Run:
         self._workers_on.pop(link.number, None)
         for attempt in [attempt for attempt, reader in self._sent.items() if reader.server == link.number]:
             del self._sent[attempt]
+        self._unreached(link)
+
+    def _unreached(self, link: ServerLink) -> None:
+        """Tell the feeder if that was the last server; the error is for who waits to hear of all."""
+        if self.feeder is None or any(each.is_up for each in self.links):
+            return
+        is_answer = link.number in self._awaited
+        self._awaited.discard(link.number)
+        self.feeder.unreached(_unavailable(self.links) if is_answer and not self._awaited else None)
 
     def _on_outcome(self, token: Any, data: Any, events: list[ev.Input], now: float, *, final: bool) -> None:
         reader = self._sent.get(token)
@@ -420,15 +451,9 @@ class Run:
     def _on_connect_failed(self, link: ServerLink, event: ConnectFailed, events: list[ev.Input], now: float) -> None:
         """Give up if no server has ever answered; later losses are waited out."""
         if any(each.was_up or not each.failures for each in self.links):
-            return
-        # The transport names the address; where that came from only the layers above know.
-        told = [
-            str(each.last_reason).replace(
-                repr(str(each.address)), f"{str(each.address)!r} (from {each.address.origin})"
-            )
-            for each in self.links
-        ]
-        self.fail(ServerUnavailable(f"{'; '.join(told)}; start one: gearmap server"))
+            self._unreached(link)
+        else:
+            self.fail(_unavailable(self.links))
 
     # ----------------------------------------------------------------------------------------------------- instructions
 
@@ -495,3 +520,7 @@ def _task_ranges(instruction: ev.Submit) -> list[tuple[int, int]]:
             first = ranges.pop()[0]
         ranges.append((first, stop))
     return ranges
+
+
+def _unavailable(links: Sequence[ServerLink]) -> ServerUnavailable:
+    return ServerUnavailable(f"{'; '.join(link.describe_failure() for link in links)}; start one: gearmap server")

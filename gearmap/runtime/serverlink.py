@@ -54,6 +54,16 @@ class ServerLink:
             return self._retry_at
         return self._session.deadline
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the job server is connected and has answered."""
+        return self._session is not None and self._session.state is SessionState.READY
+
+    def hurry(self, now: float) -> None:
+        """Try again at once, if this only waits to."""
+        if self._session is None and self._retry_at is not None:
+            self.open(now)
+
     def open(self, now: float) -> None:
         """Begin to connect."""
         session = ServerSession((self.address.host, self.address.port), connect_timeout=self._connect_timeout)
@@ -93,7 +103,8 @@ class ServerLink:
 
     def request_status(self) -> None:
         """Ask for the workers' numbers, if the connection is up."""
-        if self._session is not None and self._session.state is SessionState.READY:
+        if self.is_up:
+            assert self._session is not None
             self._session.request_status()
 
     def close(self) -> None:
@@ -105,6 +116,11 @@ class ServerLink:
     def fileno(self) -> int:
         """The socket's descriptor, or -1."""
         return -1 if self._session is None else self._session.fileno()
+
+    def describe_failure(self) -> str:
+        """Return why there is no connection; the transport names the address, only this layer knows its origin."""
+        name = str(self.address)
+        return str(self.last_reason).replace(repr(name), f"{name!r} (from {self.address.origin})")
 
     def _plan_retry(self, reason: Any, now: float) -> None:
         self.last_reason = reason

@@ -145,6 +145,13 @@ def test_tasks_of_different_functions_never_share_a_chunk() -> None:
     assert [tasks(job) for job in jobs] == [[0, 1], [2, 3], [4]]
 
 
+def test_a_block_that_wants_to_be_alone_shares_no_chunk_with_those_before_and_after_it() -> None:
+    blocks = [ev.AddBlock(ev.Block(n, n, 1, "f", 10, alone=n == 1)) for n in range(4)]
+    engine = RunEngine(chunksize=10)
+    jobs = submits(engine.handle_all([ev.ServerUp(0), *blocks, ev.InputEnded()], 0.0))
+    assert [tasks(job) for job in jobs] == [[0], [1], [2, 3]]
+
+
 def test_large_arguments_are_not_gathered_into_one_job() -> None:
     engine = RunEngine(chunksize=10)
     jobs = submits(engine.handle_all([block(0, payload=3 << 20), block(1, payload=3 << 20), ev.ServerUp(0)], 0.0))

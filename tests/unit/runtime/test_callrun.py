@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gearmap.core import events as ev
-from gearmap.errors import ClusterBroken, WorkerLost
+from gearmap.core.snapshot import ProgressSnapshot
+from gearmap.errors import ClusterBroken, ServerUnavailable, WorkerLost
 from gearmap.runtime.callrun import MAX_BLOCK_BYTES, MAX_BLOCK_CALLS, CallRun
 from gearmap.runtime.futures import Future, ResultBatch
 from gearmap.runtime.givenup import GivenUp
@@ -23,14 +24,36 @@ OTHER = (b"other", [b"function"])
 HERE = Place("/here")
 
 
-class FakeDriver:
-    """Keeps the commands until it is told to work."""
+SNAPSHOT = ProgressSnapshot(
+    total=None, done=0, failed=0, cancelled=0, running=0, queued=0, again=0, elapsed=0.0, workers=None
+)
+
+
+class FakeCallbacks:
+    """Keeps the calls."""
 
     def __init__(self) -> None:
+        self.calls: list[Callable[[], object]] = []
+
+    def post(self, call: Callable[[], object]) -> None:
+        self.calls.append(call)
+
+
+class FakeDriver:
+    """Keeps the commands until it is told to work; or does not wait for that."""
+
+    is_current = False
+    is_alive = False  # nobody who waits for an answer gets one later
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.at_once = at_once
         self.commands: list[Callable[[], None]] = []
+        self.callbacks = FakeCallbacks()
 
     def post(self, command: Callable[[], None]) -> None:
         self.commands.append(command)
+        if self.at_once:
+            self.work()
 
     def add(self, run: Any) -> None:
         pass
@@ -43,7 +66,8 @@ class FakeDriver:
 class FakeRun:
     """Takes down what it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: list[ServerUnavailable | None]) -> None:
+        self.answers = answers  # to who asks for a job server, one after another
         self.seconds: float | None = None
         self.blocks: list[tuple[ev.Block, Any, Place]] = []
         self.told: list[ev.Input] = []
@@ -58,6 +82,13 @@ class FakeRun:
     def tell(self, event: ev.Input) -> None:
         self.told.append(event)
 
+    def reach(self) -> None:
+        answer = self.answers.pop(0)
+        if answer is None:
+            self.feeder.reached()
+        else:
+            self.feeder.unreached(answer)
+
     @property
     def ranges(self) -> list[tuple[int, int]]:
         return [(block.first, block.size) for block, _, _ in self.blocks]
@@ -66,10 +97,12 @@ class FakeRun:
 class Calls:
     """A run of single calls on fakes."""
 
-    def __init__(self, seconds: float | None = None) -> None:
-        self.driver, self.run = FakeDriver(), FakeRun()
+    def __init__(self, seconds: float | None = None, *answers: ServerUnavailable | None) -> None:
+        self.driver, self.run = FakeDriver(at_once=bool(answers)), FakeRun(list(answers))
         self.run.seconds = seconds
         self.calls = CallRun(self.driver, lambda consumer: self.run)  # type: ignore[arg-type, return-value]  # fakes
+        if not answers:
+            self.calls.reached()
 
     def submit(self, count: int, function: Any = ONE, call: Any = b"call", place: Place = HERE) -> list[Future[Any]]:
         return [self.calls.submit(function, call, place) for _ in range(count)]
@@ -232,3 +265,93 @@ def test_the_end_of_the_run_settles_what_was_taken_and_what_was_not() -> None:
     assert concurrent.futures.wait(futures, LIMIT).not_done == set()
     with pytest.raises(ClusterBroken):
         it.submit(1)
+
+
+# -------------------------------------------------------------------------------------------- whether a server is there
+
+
+def test_who_submits_first_learns_whether_there_is_a_job_server_and_the_others_do_not_ask() -> None:
+    it = Calls(None, None)
+    it.submit(2)
+    assert it.run.answers == []
+
+
+def test_a_submit_without_a_job_server_leaves_no_future_and_the_next_one_asks_again() -> None:
+    it = Calls(None, ServerUnavailable("none"), None)
+    with pytest.raises(ServerUnavailable, match="none"):
+        it.submit(1)
+    assert it.calls.pending == 0
+    assert [future.task_index for future in it.submit(1)] == [0]
+
+
+def test_after_the_last_server_was_lost_a_submit_asks() -> None:
+    it = Calls(None, None, ServerUnavailable("gone"))
+    it.submit(1)
+    it.calls.unreached(None)
+    with pytest.raises(ServerUnavailable, match="gone"):
+        it.submit(1)
+
+
+def test_the_error_that_ends_the_run_is_the_answer_to_who_waits() -> None:
+    it = Calls(None, None)
+    it.run.reach = lambda: it.calls.broken(ServerUnavailable("never"))  # type: ignore[method-assign]
+    with pytest.raises(ServerUnavailable, match="never"):
+        it.submit(1)
+    assert it.calls.over
+
+
+def test_nobody_waits_for_a_driver_that_has_ended() -> None:
+    it = Calls()
+    it.calls.unreached(None)
+    with pytest.raises(ClusterBroken, match="closed"):
+        it.submit(1)
+
+
+# --------------------------------------------------------------------------------------------------- chunks and the end
+
+
+def test_calls_that_are_submitted_as_a_chunk_are_one_block_alone() -> None:
+    it = Calls(seconds=1e-6)
+    it.submit(2)
+    futures = it.calls.submit_chunk(ONE, [b"call"] * 3, HERE)
+    futures += it.submit(1)
+    it.driver.work()
+    assert it.run.ranges == [(0, 3), (3, 3)]  # the single calls before and after it travel together
+    assert [block.alone for block, _, _ in it.run.blocks] == [False, True]
+    assert [future.task_index for future in futures] == [2, 3, 4, 5]
+
+
+def test_everything_that_waits_can_be_cancelled_and_what_was_sent_cannot() -> None:
+    it = Calls()
+    futures = it.submit(2)
+    it.driver.work()
+    it.calls.claim(0, 1)
+    futures += it.submit(1)
+    it.calls.cancel_waiting()
+    assert [future.cancelled() for future in futures] == [False, True, True]
+
+
+def test_a_run_that_is_to_finish_takes_what_was_submitted_and_tells_after_its_end() -> None:
+    it = Calls()
+    it.submit(1)
+    told: list[str] = []
+    it.calls.finish(lambda: told.append("finished"))
+    it.driver.work()
+    assert (it.run.ranges, it.run.told) == ([(0, 1)], [ev.InputEnded()])
+    assert it.driver.callbacks.calls == []
+    it.calls.ended(SNAPSHOT)
+    for call in it.driver.callbacks.calls:
+        call()
+    assert told == ["finished"]
+
+
+def test_a_run_without_tasks_and_one_that_is_over_finish_at_once() -> None:
+    for it in (Calls(), Calls()):
+        it.calls.finish(lambda: None)
+        it.driver.work()
+        assert len(it.driver.callbacks.calls) == 1
+        it.calls.finish(lambda: None)
+        it.driver.work()
+        assert len(it.driver.callbacks.calls) == 2
+        with pytest.raises(ClusterBroken):
+            it.submit(1)

@@ -370,7 +370,7 @@ def test_an_exception_is_rebuilt_by_the_thread_that_asks_for_it() -> None:
 def test_a_batch_is_unpickled_once_whoever_and_however_many_ask() -> None:
     # given
     shared = batch(Where(), Where())
-    futures = [settled(Share(shared, offset)) for offset in (0, 1, 0)]
+    futures = [settled(Share(shared, offset)) for offset in (0, 1)]
     barrier = threading.Barrier(4)
     found: list[Any] = []
 
@@ -386,7 +386,7 @@ def test_a_batch_is_unpickled_once_whoever_and_however_many_ask() -> None:
         thread.join(LIMIT)
     # then
     assert len({id(value) for values in found for value in values}) == 2
-    assert all(values[0] is values[2] is not values[1] for values in found)
+    assert all(values[0] is not values[1] for values in found)
     assert len({value.thread for values in found for value in values}) == 1
 
 
@@ -579,20 +579,100 @@ def test_a_future_that_nobody_watches_makes_nothing_for_it() -> None:
 # ---------------------------------------------------------------------------------------------------------- cancelling
 
 
+class Owner:
+    """Settles futures in one thread and has their callbacks called later, by `call`."""
+
+    def __init__(self) -> None:
+        self.told: list[Future[Any]] = []
+        self.calls: list[Callable[[], None]] = []
+        self.thread = threading.get_ident()
+
+    def cancelled(self, future: Future[Any]) -> None:
+        self.told.append(future)
+
+    def call_elsewhere(self, call: Callable[[], None]) -> bool:
+        if threading.get_ident() == self.thread:
+            self.calls.append(call)
+            return True
+        return False
+
+
 def test_cancelling_tells_the_run_once_which_task() -> None:
-    told: list[Any] = []
-    future: Future[Any] = Future(7, told.append)
+    owner = Owner()
+    future: Future[Any] = Future(7, owner)
     assert future.cancel()
     assert future.cancel()
-    assert told == [future]
+    assert owner.told == [future]
 
 
 def test_a_task_that_was_sent_is_not_cancelled_and_nobody_is_told() -> None:
-    told: list[Any] = []
-    future: Future[Any] = Future(7, told.append)
+    owner = Owner()
+    future: Future[Any] = Future(7, owner)
     future.set_running_or_notify_cancel()
     assert not future.cancel()
-    assert told == []
+    assert owner.told == []
+
+
+# ----------------------------------------------------------------------------------------------------------- callbacks
+
+
+@pytest.mark.parametrize("end", ["result", "exception"])
+def test_who_settles_a_future_does_not_call_its_callbacks(end: str) -> None:
+    owner = Owner()
+    future: Future[Any] = Future(0, owner)
+    called: list[Any] = []
+    future.add_done_callback(called.append)
+    future.set_running_or_notify_cancel()
+    if end == "result":
+        future.set_result(share(1))
+    else:
+        future.set_exception(failure(KeyError("k")))
+    assert (called, len(owner.calls)) == ([], 1)
+    owner.calls[0]()
+    assert called == [future]
+
+
+def test_a_future_without_callbacks_asks_for_no_thread() -> None:
+    owner = Owner()
+    watched: Future[Any] = Future(0, owner)
+    watched.set_running_or_notify_cancel()
+    watched.set_result(share(1))
+    assert owner.calls == []
+
+
+def test_who_cancels_calls_the_callbacks_in_the_own_thread() -> None:
+    future: Future[Any] = Future(0, Owner())
+    called: list[int] = []
+    future.add_done_callback(lambda done: called.append(threading.get_ident()))
+    assert elsewhere(future.cancel) == called[0]
+
+
+# ------------------------------------------------------------------------------------------------- what a future knows
+
+
+def test_a_future_tells_how_long_its_task_took() -> None:
+    results = ResultBatch(dumps(["a", "b"]), 0.25)
+    future = settled(Share(results, 0))
+    assert future.duration == 0.25
+    assert future.result(0) == "a"
+    assert future.duration == 0.25
+
+
+@pytest.mark.parametrize("future", [Future(0), settled(failure(KeyError("k"))), settled(share(1))])
+def test_where_nobody_knows_how_long_a_task_took_there_is_no_duration(future: Future[Any]) -> None:
+    assert future.duration is None
+
+
+def test_a_result_lives_no_longer_than_its_own_future() -> None:
+    shared = batch({"a"}, {"b"})
+    futures = [settled(Share(shared, offset)) for offset in (0, 1)]
+    first = weakref.ref(futures[0].result(0))
+    assert first() == {"a"}
+    assert futures[0].result(0) is first()
+    del futures[0]
+    gc.collect()
+    assert first() is None
+    assert futures[0].result(0) == {"b"}
 
 
 def test_a_future_knows_its_task() -> None:
