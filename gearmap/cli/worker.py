@@ -20,7 +20,11 @@ import click
 from gearmap.cli.common import find_key, find_servers, key_option, servers_option
 from gearmap.errors import ConfigurationError
 
-__all__ = ["parse_environment", "worker_command"]
+__all__ = ["parse_environment", "parse_memory_limit", "worker_command"]
+
+# A child that has done nothing yet uses about half of it. Raised: limits that would end every task are refused;
+# lowered: small machines may be divided more finely.
+LEAST_MEMORY_LIMIT = 64 * 1024 * 1024
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -48,6 +52,23 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
     metavar="NAME=VALUE",
     help="Variable for the tasks; {index} in it is the worker's number, as in CUDA_VISIBLE_DEVICES={index}.",
 )
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    help="Memory that each worker's tasks may use, such as 4G. What uses more is ended, as if it had crashed.",
+)
+@click.option(
+    "--max-tasks-per-child",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Replace the process that runs a worker's tasks once it has run N of them.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0, max=1e6),
+    metavar="SECONDS",
+    help="How long running jobs may go on after SIGTERM before they are given back. Default: 30.",
+)
 @key_option
 @click.option("--name", metavar="NAME", help="What to call this node. Default: the host's name.")
 @click.option("-v", "--verbose", is_flag=True, help="A line for each job.")
@@ -57,18 +78,22 @@ def worker_command(
     queues: tuple[str, ...],
     cwd: Path | None,
     variables: tuple[str, ...],
+    memory_limit: str | None,
+    max_tasks_per_child: int | None,
+    grace: float | None,
     key_file: Path | None,
     name: str | None,
     verbose: bool,
 ) -> None:
     """Run tasks on this machine until told to stop.
 
-    SIGTERM or Ctrl-C lets running jobs finish; a second one stops at once.
+    SIGTERM or Ctrl-C lets running jobs finish, for as long as --grace says, and gives the others back; a second one
+    stops at once.
     """
     from gearmap.cluster import make_node_id
     from gearmap.config import check_queue
     from gearmap.runtime.cpus import usable_cpus
-    from gearmap.runtime.noderun import encode_node_config
+    from gearmap.runtime.noderun import DRAIN_GRACE, encode_node_config
 
     servers = find_servers(named)
     key = find_key(key_file, may_make=all(server.is_loopback for server in servers))
@@ -81,6 +106,9 @@ def worker_command(
         node_id=make_node_id(),
         cwd=str((cwd or Path.cwd()).absolute()),
         environment=parse_environment(variables),
+        memory_limit=None if memory_limit is None else parse_memory_limit(memory_limit),
+        max_tasks_per_child=max_tasks_per_child,
+        grace=DRAIN_GRACE if grace is None else grace,
         quiet=False,
         verbose=verbose,
     )
@@ -107,6 +135,31 @@ def parse_environment(variables: Sequence[str]) -> tuple[tuple[str, str], ...]:
             raise ConfigurationError(f"--env takes NAME=VALUE, got {word!r}")
         parsed.append((name, value))
     return tuple(parsed)
+
+
+def parse_memory_limit(text: str) -> int:
+    """Return a memory limit in bytes.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none, too small for Python itself, or memory cannot be measured on this system.
+
+    Examples
+    --------
+    >>> parse_memory_limit("4G")
+    4294967296
+    """
+    from gearmap.core.sizes import parse_bytes, shown_bytes
+    from gearmap.runtime.memory_use import can_measure
+
+    limit = parse_bytes(text)
+    if limit < LEAST_MEMORY_LIMIT:
+        least = shown_bytes(LEAST_MEMORY_LIMIT)
+        raise ConfigurationError(f"--memory-limit must be at least {least}, which Python itself needs; got {text!r}")
+    if not can_measure():
+        raise ConfigurationError("--memory-limit needs the package psutil on this system")
+    return limit
 
 
 def _check_name(name: str | None) -> str:

@@ -1,6 +1,6 @@
-"""What a node's limits say of one task, one child, one number of bytes.
+"""What a node's limits say of one task and of one child.
 
-Rule 1: nothing here reads a clock or a process: `now`, positions and bytes are arguments.
+Rule 1: nothing here reads a clock or a process: `now` and positions are arguments.
 Rule 2: a task's time begins when it is first seen, so a task is never stopped early; it is stopped late by no more than
 the time between two looks.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gearmap.core.node_events import JobNeeds
 
-__all__ = ["TASK_LOOK_INTERVAL", "ChildUse", "TaskClock", "shown_bytes"]
+__all__ = ["TASK_LOOK_INTERVAL", "ChildUse", "TaskClock"]
 
 # How often a node looks which task runs, where tasks have a time limit. Raised: fewer wake-ups; lowered: a task that
 # runs too long is stopped sooner after its time (it may take so much more, and what killing costs).
@@ -102,12 +102,3 @@ class ChildUse:
                 self.tenant = needs.tenant
             if needs.max_tasks is not None and self.tasks >= needs.max_tasks:
                 self.is_spent = True
-
-
-def shown_bytes(count: int) -> str:
-    """Return a number of bytes for people.
-
-    >>> shown_bytes(4 * 2**30), shown_bytes(45 * 2**20)
-    ('4.0 GB', '45 MB')
-    """
-    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"

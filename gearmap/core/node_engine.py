@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gearmap.core import node_events as ne
-from gearmap.core.limits import ChildUse, TaskClock, shown_bytes
+from gearmap.core.limits import ChildUse, TaskClock
+from gearmap.core.sizes import shown_bytes
 
 __all__ = ["NodeEngine"]
 

@@ -15,7 +15,7 @@ from ctypes import c_int64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gearmap.core.limits import shown_bytes
+from gearmap.core.sizes import shown_bytes
 from gearmap.memory import writable
 from gearmap.runtime.child import COMMIT, FINAL, FRAME, INITIALIZING, LAST, LOADING, READY, ChildSettings, main
 from gearmap.runtime.memory_use import high_water_bytes, total_bytes

@@ -17,17 +17,17 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from gearmap.core import node_events as ne
 from gearmap.core.names import Lane, control_name
 from gearmap.core.node_engine import NodeEngine
 from gearmap.errors import WireError
-from gearmap.runtime.child import ChildSettings
 from gearmap.runtime.children import Child, Committed, Ended, Ready, child_context
 from gearmap.runtime.control import ControlDesk
 from gearmap.runtime.memory_use import MemoryMeter
+from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.work import JobOpener, Work
 from gearmap.transport.events import (
     AssignedJob,
@@ -39,11 +39,9 @@ from gearmap.transport.events import (
 )
 from gearmap.transport.poller import Poller, Waker
 from gearmap.transport.worker import WorkerLinks
-from gearmap.wire import seal
-from gearmap.wire.jobheader import JobHeader
 from gearmap.wire.outcome import NotRun, NotRunReason, Outcome
 
-__all__ = ["Node", "NodeSettings"]
+__all__ = ["Node"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,52 +57,6 @@ _REASONS = {
     ne.NodeReason.TIMED_OUT: NotRunReason.TIMED_OUT,
     ne.NodeReason.INITIALIZER_FAILED: NotRunReason.INITIALIZER_FAILED,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSettings:
-    """What a node is.
-
-    Attributes
-    ----------
-    servers
-        Job servers as (host, port); each worker connects to all of them.
-    secret
-        The key that clients seal with.
-    workers
-        How many chunks run at once.
-    queues
-        Lanes of work that every worker serves.
-    name
-        How people call the node; the host's name.
-    node_id
-        Unique; letters, digits and `-`.
-    memory_limit
-        Bytes that a worker's child may use with what its tasks have started, or None.
-    max_tasks_per_child
-        How many tasks a child runs before it is replaced, or None.
-    """
-
-    servers: tuple[tuple[str, int], ...]
-    secret: bytes = field(repr=False)
-    workers: int
-    queues: tuple[str, ...]
-    name: str
-    node_id: str
-    python: tuple[int, int]
-    children: ChildSettings = field(default_factory=ChildSettings)
-    memory_limit: int | None = None
-    max_tasks_per_child: int | None = None
-
-    @property
-    def key_id(self) -> str:
-        """The public id of the key."""
-        return seal.key_id(self.secret)
-
-    @property
-    def functions(self) -> tuple[str, ...]:
-        """The Gearman function names that its workers serve."""
-        return tuple(Lane(queue, self.python, self.key_id).name for queue in self.queues)
 
 
 @dataclass(slots=True, eq=False)
@@ -329,7 +281,7 @@ class Node:
                 avoided=worker.name in work.header.avoid,
                 expired=time.time() > work.prefix.expiry,
                 n_tasks=work.header.n_tasks,
-                needs=_needs(work.header),
+                needs=work.needs,
             )
         )
 
@@ -490,6 +442,11 @@ class Node:
             "pid": os.getpid(),
             "python": ".".join(map(str, settings.python)),
             "queues": list(settings.queues),
+            "limits": {
+                "memory_limit": settings.memory_limit,
+                "max_tasks_per_child": settings.max_tasks_per_child,
+                "grace": settings.grace,
+            },
             "uptime": round(time.monotonic() - self._started, 3),
             "workers": [
                 {
@@ -533,15 +490,3 @@ class Node:
         self._poller.remove(self._waker)
         self._waker.close()
         self._poller.close()
-
-
-def _needs(header: JobHeader) -> ne.JobNeeds | None:
-    """Return what a job asks for beyond being run; nothing, nearly always."""
-    if header.task_timeout is None and not header.tenant and header.max_tasks_per_child is None:
-        return None
-    return ne.JobNeeds(
-        task_timeout=header.task_timeout,
-        tenant=header.tenant,
-        initializer=header.initializer,
-        max_tasks=header.max_tasks_per_child,
-    )

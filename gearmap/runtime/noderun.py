@@ -8,14 +8,18 @@ import os
 import signal
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gearmap.runtime.child import ChildSettings
 from gearmap.runtime.cpus import blas_defaults
 
-__all__ = ["encode_node_config", "run_node"]
+if TYPE_CHECKING:
+    from gearmap.runtime.nodesettings import NodeSettings
 
-# How long running jobs may go on after SIGTERM before they are given back.
+__all__ = ["DRAIN_GRACE", "encode_node_config", "run_node"]
+
+# Seconds that running jobs may go on after SIGTERM before they are given back. Raised: less work is run twice; lowered:
+# a node leaves sooner.
 DRAIN_GRACE = 30.0
 
 # How a node that leaves takes its name along: requests to each job server, and seconds for each.
@@ -33,6 +37,9 @@ def encode_node_config(
     node_id: str,
     cwd: str | None = None,
     environment: tuple[tuple[str, str], ...] = (),
+    memory_limit: int | None = None,
+    max_tasks_per_child: int | None = None,
+    grace: float = DRAIN_GRACE,
     lifeline: bool = False,
     quiet: bool = True,
     verbose: bool = False,
@@ -47,6 +54,9 @@ def encode_node_config(
         "node_id": node_id,
         "cwd": cwd,
         "environment": environment,
+        "memory_limit": memory_limit,
+        "max_tasks_per_child": max_tasks_per_child,
+        "grace": grace,
         "lifeline": lifeline,
         "quiet": quiet,
         "verbose": verbose,
@@ -66,7 +76,8 @@ def run_node(config: dict[str, Any], lifeline: int | None) -> int:
 
         forkserver.ensure_running()
 
-    from gearmap.runtime.node import Node, NodeSettings
+    from gearmap.runtime.node import Node
+    from gearmap.runtime.nodesettings import NodeSettings
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     settings = NodeSettings(
@@ -80,10 +91,13 @@ def run_node(config: dict[str, Any], lifeline: int | None) -> int:
         children=ChildSettings(
             environment=tuple((name, value) for name, value in config["environment"]), cwd=config["cwd"]
         ),
+        memory_limit=config["memory_limit"],
+        max_tasks_per_child=config["max_tasks_per_child"],
+        grace=config["grace"],
     )
     say = _quiet if config["quiet"] else _say
     node = Node(settings, report=say, verbose=say if config["verbose"] else None)
-    _install_signals(node, say)
+    _install_signals(node, say, settings.grace)
     if lifeline is not None:
         node.watch(_Lifeline(lifeline, node))
     say(_greeting(settings))
@@ -97,7 +111,7 @@ def run_node(config: dict[str, Any], lifeline: int | None) -> int:
     return 0
 
 
-def _forget_control_name(settings: Any) -> None:
+def _forget_control_name(settings: NodeSettings) -> None:
     """Take the name of our control function off the job servers: gearmand never forgets one by itself."""
     from gearmap.core.names import control_name
     from gearmap.errors import GearmapError
@@ -122,27 +136,43 @@ def _quiet(line: str) -> None:
     pass
 
 
-def _greeting(settings: Any) -> str:
+def _greeting(settings: NodeSettings) -> str:
     servers = ", ".join(f"{host}:{port}" for host, port in settings.servers)
     queues = ", ".join(settings.queues)
     python = ".".join(map(str, settings.python))
     noun = "worker" if settings.workers == 1 else "workers"
+    limits = "".join(f"; {limit}" for limit in _limits(settings))
     return (
         f"node {settings.name}: {settings.workers} {noun} for queue {queues} on {servers} "
-        f"(Python {python}, key {settings.key_id})"
+        f"(Python {python}, key {settings.key_id}{limits})"
     )
 
 
-def _install_signals(node: Any, say: Any) -> None:
+def _limits(settings: NodeSettings) -> list[str]:
+    """Return the limits that somebody has set, for people."""
+    from gearmap.core.sizes import shown_bytes
+
+    shown = []
+    if settings.memory_limit is not None:
+        shown.append(f"memory limit {shown_bytes(settings.memory_limit)}")
+    if settings.max_tasks_per_child is not None:
+        noun = "task" if settings.max_tasks_per_child == 1 else "tasks"
+        shown.append(f"{settings.max_tasks_per_child} {noun} per child")
+    if settings.grace != DRAIN_GRACE:
+        shown.append(f"grace {settings.grace:g} s")
+    return shown
+
+
+def _install_signals(node: Any, say: Any, grace: float) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
 
     def drain(number: int, frame: Any) -> None:
         # The second signal does not wait any more.
-        grace = DRAIN_GRACE if not asked else 0.0
+        is_patient = grace > 0 and not asked
         asked.append(number)
-        say("draining: running jobs may finish; again to stop at once" if grace else "stopping")
-        node.drain(grace)
+        say(f"draining: running jobs may finish for {grace:g} s; again to stop at once" if is_patient else "stopping")
+        node.drain(grace if is_patient else 0.0)
 
     asked: list[int] = []
     signal.signal(signal.SIGTERM, drain)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+from gearmap.core.node_events import JobNeeds
 from gearmap.runtime.child import encode_job
 from gearmap.runtime.parts import Parts
 from gearmap.transport.events import AssignedJob
@@ -76,6 +77,19 @@ class Work:
         self._job_key = job_key
         self._committed: list[Any] = []
         self._sequence = 0
+
+    @property
+    def needs(self) -> JobNeeds | None:
+        """What the job asks for beyond being run; nothing, nearly always."""
+        header = self.header
+        if header.task_timeout is None and not header.tenant and header.max_tasks_per_child is None:
+            return None
+        return JobNeeds(
+            task_timeout=header.task_timeout,
+            tenant=header.tenant,
+            initializer=header.initializer,
+            max_tasks=header.max_tasks_per_child,
+        )
 
     def head_for_child(self, worker: str, number: int) -> bytes:
         """Return what precedes the job's data on a child's pipe."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from node_engine_support import ONE, THREE, TWO, of_kind, running, started, ticks, times_of
 
-from gearmap.core.limits import TASK_LOOK_INTERVAL, ChildUse, TaskClock, shown_bytes
+from gearmap.core.limits import TASK_LOOK_INTERVAL, ChildUse, TaskClock
 from gearmap.core.node_engine import LIMITED_MEMORY_INTERVAL, MEMORY_INTERVAL, NodeEngine
 from gearmap.core.node_events import (
     AnswerNotRun,
@@ -202,13 +202,6 @@ def test_a_job_that_ended_its_child_by_its_memory_is_stopped_for_one_reason_only
     assert engine.handle(MemorySeen(0, 3 * MB), 5.0) == []
     (answer,) = of_kind(AnswerNotRun, engine.handle(ChildGone(0, 0, "SIGKILL"), 5.1))
     assert (answer.reason, answer.detail) == (NodeReason.CHILD_DIED, "memory limit of 1 MB (it used 2 MB)")
-
-
-@pytest.mark.parametrize(
-    ("count", "shown"), [(0, "0 MB"), (45 * MB, "45 MB"), (1023 * MB, "1023 MB"), (1024 * MB, "1.0 GB")]
-)
-def test_bytes_are_shown_in_the_unit_that_people_use(count: int, shown: str) -> None:
-    assert shown_bytes(count) == shown
 
 
 # --------------------------------------------------------------------------------------------------------- recycling
