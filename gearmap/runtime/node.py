@@ -380,7 +380,8 @@ class Node:
 
     def _pause(self, instruction: ne.Pause) -> None:
         for worker in self._workers:
-            worker.links.pause()
+            worker.links.leave()
+            self._touched.add(worker)
 
     def _leave(self, instruction: ne.Exit) -> None:
         self._exit = instruction

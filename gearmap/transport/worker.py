@@ -251,6 +251,17 @@ class WorkerLinks:
         """Ask for jobs again."""
         self._obey(self._policy.resume())
 
+    def leave(self) -> None:
+        """Ask for no more jobs and be woken for none: serve nothing, at once when idle, else once the job is done.
+
+        A worker that is only paused would be woken all the same, and a server that wakes one worker for a job may have
+        chosen it.
+        """
+        self._policy.pause()
+        names = [name.decode("utf-8", "surrogateescape") for name in self._worker.worker_abilities]
+        self._leaving += [name for name in names if name not in self._leaving]
+        self._obey([])
+
     def add_function(self, name: str) -> None:
         """Serve one function more, also on open connections; a held job is not disturbed."""
         if name in self._leaving:

@@ -356,6 +356,40 @@ def test_an_idle_worker_stops_serving_a_function_at_once(start_server, loop):
     loop.until(lambda: workers_of(server.address, "f") == 0)
 
 
+def test_a_worker_that_leaves_is_woken_for_nothing_any_more(start_server, loop):
+    server = start_server()
+    leaving = loop.worker([server.address], ["f", "g"])
+    loop.until(lambda: workers_of(server.address, "f") == workers_of(server.address, "g") == 1)
+    loop.for_a_while(0.05)
+
+    leaving.leave()
+
+    loop.until(lambda: workers_of(server.address, "f") == workers_of(server.address, "g") == 0)
+    session = loop.ready_session(server.address)
+    session.submit([request(1)])
+    loop.until_event(session, Accepted)
+    loop.for_a_while(0.1)
+    assert loop.of(leaving, JobAssigned) == []
+
+
+def test_a_worker_that_leaves_with_a_job_serves_on_until_that_is_done(start_server, loop):
+    server = start_server()
+    session = loop.ready_session(server.address)
+    held = []
+    worker = loop.worker([server.address], on_job=holder(held))
+    session.submit([request(1), request(2)])
+    loop.until(lambda: held)
+
+    worker.leave()
+    loop.for_a_while(0.05)
+    assert workers_of(server.address, "f") == 1
+    worker.complete(held[0], b"")
+
+    loop.until(lambda: workers_of(server.address, "f") == 0)
+    loop.until_event(session, WorkComplete)
+    assert len(held) == 1
+
+
 def test_functions_are_registered_in_another_order_at_every_connection(loop):
     orders = []
     for rotate in range(3):
