@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -96,7 +97,9 @@ def start_node(key_file: Path) -> Iterator[Callable[..., Node]]:
     """A function that starts a node for this test."""
     started: list[Node] = []
 
-    def start(*servers: ServerProcess, workers: int = 2, queue: str = "default", name: str = "node") -> Node:
+    def start(
+        *servers: ServerProcess, workers: int = 2, queue: str = "default", name: str = "node", **limits: Any
+    ) -> Node:
         lane = lane_of(key_file, queue)
         before = [(server, workers_of(server, lane)) for server in servers]
         process = subprocess.Popen(
@@ -111,6 +114,7 @@ def start_node(key_file: Path) -> Iterator[Callable[..., Node]]:
                 queues=(queue,),
                 name=name,
                 node_id=secrets.token_hex(4),
+                **limits,
             )
         )
         process.stdin.close()

@@ -463,7 +463,7 @@ def ask_node(server, function, request, secret):
 @pytest.fixture
 def node_function(kind, start_server, start_node, key_file):
     server = start_server(kind)
-    start_node(server, workers=2, name="asked")
+    start_node(server, workers=2, name="asked", memory_limit=2**32, max_tasks_per_child=100_000, grace=20.0)
     secret = bytes.fromhex(key_file.read_text().strip())
 
     def functions():
@@ -481,6 +481,7 @@ def test_a_node_describes_itself_to_who_has_the_key(kind, node_function):
 
     assert answer["ok"]
     assert (answer["name"], len(answer["workers"]), answer["queues"]) == ("asked", 2, ["default"])
+    assert answer["limits"] == {"memory_limit": 2**32, "max_tasks_per_child": 100_000, "grace": 20.0}
 
 
 def test_a_node_stops_an_execution_when_asked(kind, node_function, connect, tmp_path):
