@@ -40,7 +40,8 @@ from gearmap.runtime.folder import CurrentFolder
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.run import Consumer, Place, Run, RunSettings
 from gearmap.wire import seal
-from gearmap.wire.serializer import FunctionCache
+from gearmap.wire.framing import Payload
+from gearmap.wire.serializer import FunctionCache, dumps
 
 __all__ = ["Backend", "LocalBackend", "choose_backend", "named_backend", "read_config"]
 
@@ -139,10 +140,10 @@ class Backend:
                 found = self._cache.payload(fn)
         return found
 
-    def make_run(
-        self, driver: Driver, consumer: Consumer, options: RunOptions, feeds: bytes | None, total: int | None
-    ) -> Run:
-        """Make a run; called in the driver thread.
+    def run_maker(
+        self, driver: Driver, options: RunOptions, feeds: bytes | None, total: int | None
+    ) -> Callable[[Consumer], Run]:
+        """Return what makes a run for its consumer, in the driver thread; what must be pickled for it is pickled now.
 
         Parameters
         ----------
@@ -150,7 +151,26 @@ class Backend:
             The function whose tasks the consumer is asked for, or None for single calls.
         total
             How many tasks there will be, if that is known.
+
+        Raises
+        ------
+        SerializationError
+            If an exception class of `retry_exceptions` does not pickle.
         """
+        retried = None
+        if options.retries and options.retry_exceptions != (Exception,):
+            retried = dumps(options.retry_exceptions, name="retry_exceptions")
+        return lambda consumer: self._make_run(driver, consumer, options, feeds, total, retried)
+
+    def _make_run(
+        self,
+        driver: Driver,
+        consumer: Consumer,
+        options: RunOptions,
+        feeds: bytes | None,
+        total: int | None,
+        retried: Payload | None,
+    ) -> Run:
         session_id = secrets.token_bytes(16)
         settings = RunSettings(
             run_id=uuid.uuid4().hex,
@@ -160,6 +180,7 @@ class Backend:
             priority=options.priority,
             feeds=feeds,
             task_timeout=options.task_timeout,
+            retry_exceptions=retried,
         )
         engine = RunEngine(
             policy=_policy(options),

@@ -196,7 +196,7 @@ class Client(BoundOptions):
                 _check_submit_options(options)
                 backend = self._backend
                 driver = backend.ready_driver()
-                run = CallRun(driver, lambda consumer: backend.make_run(driver, consumer, options, None, None))
+                run = CallRun(driver, backend.run_maker(driver, options, None, None))
                 self._call_runs[options] = run
             self._last_calls = (options, run)
             return run

@@ -50,7 +50,7 @@ def run_map(
         return_exceptions=options.return_exceptions,
     )
     total = options.total if source.total is None else source.total
-    return run.execute(lambda consumer: backend.make_run(driver, consumer, options, function[0], total))
+    return run.execute(backend.run_maker(driver, options, function[0], total))
 
 
 def run_imap(
@@ -91,7 +91,7 @@ def _imap_results(
     to_the_end = replace(options, return_exceptions=True)
     run = ImapRun(
         RunPort(driver, function, backend.place(), source.kind),
-        lambda port: backend.make_run(driver, port, to_the_end, function[0], total),
+        backend.run_maker(driver, to_the_end, function[0], total),
         source,
         options,
         buffersize=buffersize,

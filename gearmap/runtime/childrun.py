@@ -62,6 +62,7 @@ class Runner:
         self._functions: OrderedDict[tuple[str, str], Callable[..., Any]] = OrderedDict()
         self._place: tuple[Any, ...] = ()
         self._tenant = ""
+        self._retried: tuple[str, tuple[type[BaseException], ...]] = ("", ())
 
     def run(self, job: Job) -> None:
         """Run one job and commit its outcomes, the last marked final."""
@@ -80,6 +81,8 @@ class Runner:
             fn = self._functions.get((header.run, header.function_digest))
             if fn is None:
                 fn = self._load(header, payloads[0])
+            if header.retry_exceptions:
+                committer.retried = self._load_retried(header.run, payloads.pop(1))
         except BaseException as error:
             committer.cannot_load(error)
             return
@@ -136,6 +139,12 @@ class Runner:
         if len(self._functions) > KEPT_FUNCTIONS:
             self._functions.popitem(last=False)
         return fn
+
+    def _load_retried(self, run: str, payload: Any) -> tuple[type[BaseException], ...]:
+        """Unpickle the classes of exceptions that a run retries, once while it is the same run."""
+        if self._retried[0] != run:
+            self._retried = (run, loads(payload))
+        return self._retried[1]
 
     def _run_block(
         self,
@@ -259,7 +268,15 @@ def _run_tasks(
 
 
 class _Committer:
-    """Seals outcomes and writes them to the pipe, in order."""
+    """Seals outcomes and writes them to the pipe, in order.
+
+    Attributes
+    ----------
+    retried
+        The classes of exceptions after which a task may be tried again.
+    """
+
+    retried: tuple[type[BaseException], ...] = (Exception,)
 
     def __init__(self, pipe: socket.socket, job: Job, session_id: bytes) -> None:
         self._pipe = pipe
@@ -269,6 +286,7 @@ class _Committer:
         self._sequence = 0
         self._held: list[tuple[int, list[Any]]] = []
         self._held_failures: list[Any] = []
+        self._for_good: tuple[int, ...] = ()
         self._elapsed = 0.0
 
     def starts(self) -> None:
@@ -294,6 +312,9 @@ class _Committer:
     def failed(self, position: int, error: BaseException, call: str = "") -> None:
         """Write that a task raised."""
         self._held_failures.append(describe_exception(error, position, call=call))
+        # As an except clause matches, which asks no class for its opinion.
+        if not any(cls in self.retried for cls in type(error).__mro__):
+            self._for_good = (position,)
         self._send(final=False)
 
     def cannot_load(self, error: BaseException) -> None:
@@ -335,7 +356,7 @@ class _Committer:
             self._pipe.sendall(head)
             message.write_to(self._pipe.sendall)
         self._sequence += 1
-        self._held, self._held_failures, self._elapsed = [], [], 0.0
+        self._held, self._held_failures, self._for_good, self._elapsed = [], [], (), 0.0
 
     def _encoded(self, final: bool, not_run: NotRun | None) -> tuple[bytes, list[Any]]:
         held = self._held
@@ -346,6 +367,7 @@ class _Committer:
                 return encoded
         outcome = Outcome(
             failures=tuple(self._held_failures),
+            for_good=self._for_good,
             not_run=not_run,
             elapsed=self._elapsed,
             count=sum(len(results) for _, results in held),

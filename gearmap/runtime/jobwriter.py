@@ -17,6 +17,7 @@ from gearmap.core import events as ev
 from gearmap.core.names import Lane
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.wire import envelope, seal
+from gearmap.wire.framing import Payload
 from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader
 
 __all__ = ["JobWriter", "Place"]
@@ -40,13 +41,21 @@ class JobWriter:
     """Keeps a run's functions and blocks, and seals its jobs."""
 
     def __init__(
-        self, *, run_id: str, lane: Lane, session_id: bytes, session_key: bytes, task_timeout: float | None = None
+        self,
+        *,
+        run_id: str,
+        lane: Lane,
+        session_id: bytes,
+        session_key: bytes,
+        task_timeout: float | None = None,
+        retry_exceptions: Payload | None = None,
     ) -> None:
         self.function_name = lane.name
         self._context_start = lane.name.encode()
         self._run_id = run_id
         self._level = lane.level
         self._task_timeout = task_timeout
+        self._retry_exceptions = retry_exceptions
         self._session_id = session_id
         self._keys = seal.Deriver(session_key)
         self._functions: dict[Hashable, Any] = {}
@@ -114,6 +123,8 @@ class JobWriter:
         digest = chunk.function
         assert isinstance(digest, bytes)
         body: list[Any] = [self._functions[digest]]
+        if self._retry_exceptions is not None:
+            body.append(self._retry_exceptions)
         blocks: list[tuple[BlockKind, int, list[ev.TaskRange]]] = []
         n_calls = 0
         place = Place()
@@ -144,6 +155,7 @@ class JobWriter:
                 function_digest=digest.hex(),
                 foreground=True,
                 task_timeout=self._task_timeout,
+                retry_exceptions=self._retry_exceptions is not None,
                 avoid=avoid,
                 level=self._level,
                 cwd=place.cwd,

@@ -171,6 +171,7 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
     not_run = outcome.not_run
     report = None
     failures = outcome.failures
+    for_good = frozenset(outcome.for_good)
     if not_run is not None:
         failure = None
         if not_run.reason is NotRunReason.CANNOT_LOAD and failures:
@@ -183,7 +184,9 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
         execution=execution,
         worker=outcome.worker,
         done=tuple((start, stop) for start, stop, _ in decoded.results),
-        failed=tuple(ev.TaskFailed(failure.position, failure) for failure in failures),
+        failed=tuple(
+            ev.TaskFailed(failure.position, failure, failure.position not in for_good) for failure in failures
+        ),
         not_run=report,
         elapsed=outcome.elapsed,
         count=outcome.count,

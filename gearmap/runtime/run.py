@@ -40,6 +40,7 @@ from gearmap.transport.events import (
     WorkException,
     WorkFailed,
 )
+from gearmap.wire.framing import Payload
 from gearmap.wire.jobheader import BlockKind
 
 __all__ = ["Consumer", "Feeder", "Place", "Run", "RunSettings"]
@@ -127,6 +128,7 @@ class RunSettings:
     priority: str = "normal"
     feeds: Hashable = None
     task_timeout: float | None = None
+    retry_exceptions: Payload | None = None
 
 
 class Run:
@@ -159,6 +161,7 @@ class Run:
             session_id=settings.session_id,
             session_key=settings.session_key,
             task_timeout=settings.task_timeout,
+            retry_exceptions=settings.retry_exceptions,
         )
         self._newest_function: Hashable = None
         self._seconds: dict[Hashable, float] = {}

@@ -6,8 +6,9 @@ Rule 1: JSON, never pickle.
 Rule 2: reading is total. Bytes give a `JobHeader` or `EnvelopeError`; unknown keys are ignored.
 
 The body is `frame([function, block, block, ...])`, one payload for each block in `JobHeader.blocks`; where the header
-says `initializer`, a payload `(initializer, initargs)` stands between function and blocks. The tasks that the blocks'
-`run` ranges select, in order over all blocks, have the positions 0, 1, 2, ... of the job.
+says `initializer`, a payload `(initializer, initargs)` stands between function and blocks, and where it says
+`retry_exceptions`, a tuple of classes just before the blocks. The tasks that the blocks' `run` ranges select, in order
+over all blocks, have the positions 0, 1, 2, ... of the job.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ class JobHeader:
         Whether a client waits, so that the job is pointless without one.
     task_timeout
         Seconds that one task may take, or None.
+    retry_exceptions
+        Whether the body brings the classes of the exceptions that are retried; without them, `Exception` is.
     avoid
         Names of workers that should not take the job.
     level
@@ -108,6 +111,7 @@ class JobHeader:
     function_digest: str
     foreground: bool = True
     task_timeout: float | None = None
+    retry_exceptions: bool = False
     avoid: tuple[str, ...] = ()
     level: int = 0
     cwd: str | None = None
@@ -133,6 +137,8 @@ class JobHeader:
             values["foreground"] = True
         if self.task_timeout is not None:
             values["task_timeout"] = self.task_timeout
+        if self.retry_exceptions:
+            values["retry_exceptions"] = True
         if self.avoid:
             values["avoid"] = self.avoid
         if self.level:
@@ -166,6 +172,7 @@ class JobHeader:
             function_digest=_read_digest(values),
             foreground=read_bool(values, "foreground"),
             task_timeout=read_number(values, "task_timeout") if "task_timeout" in values else None,
+            retry_exceptions=read_bool(values, "retry_exceptions"),
             avoid=as_strings(read_list(values, "avoid"), "avoid"),
             level=read_int(values, "level"),
             cwd=read_str(values, "cwd") if "cwd" in values else None,

@@ -25,6 +25,7 @@ from gearmap.wire.failure import TaskFailure, describe_call, describe_exception,
 from gearmap.wire.framing import Buffer, Payload, frame, unframe
 from gearmap.wire.jsonvalues import (
     Ranges,
+    as_int,
     decode_object,
     encode_object,
     read_bool,
@@ -109,6 +110,8 @@ class Outcome:
         Half-open ranges of tasks whose results are in the body.
     failures
         Tasks that raised.
+    for_good
+        Those of them that need not be tried again.
     not_run
         Tasks that were given back, or None.
     elapsed
@@ -125,6 +128,7 @@ class Outcome:
 
     done: Ranges = ()
     failures: tuple[TaskFailure, ...] = ()
+    for_good: tuple[int, ...] = ()
     not_run: NotRun | None = None
     elapsed: float = 0.0
     count: int = 0
@@ -173,7 +177,9 @@ def encode_outcome(outcome: Outcome, results: Sequence[tuple[int, Sequence[Any]]
             else:
                 bad.append(describe_exception(_unpicklable(item, explained=len(bad) < _MAX_EXPLAINED), item.position))
     done = tuple((start, stop) for start, stop, _ in runs)
-    outcome = replace(outcome, done=done, failures=(*outcome.failures, *bad))
+    # A result that does not pickle will not do so the next time.
+    for_good = (*outcome.for_good, *(failure.position for failure in bad))
+    outcome = replace(outcome, done=done, failures=(*outcome.failures, *bad), for_good=for_good)
     exceptions = [failure.exception for failure in outcome.failures if failure.exception is not None]
     payloads = [*(payload for _, _, payload in runs), *exceptions]
     return encode_object(_to_json(outcome)), frame(payloads) if payloads else []
@@ -318,6 +324,8 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
             ]
             for failure in outcome.failures
         ]
+    if outcome.for_good:
+        values["for_good"] = outcome.for_good
     if outcome.not_run is not None:
         not_run = outcome.not_run
         values["not_run"] = {"reason": not_run.reason.value, "detail": not_run.detail}
@@ -339,6 +347,7 @@ def _from_json(values: dict[str, Any]) -> tuple[Outcome, list[bool]]:
     outcome = Outcome(
         done=read_ranges(read_list(values, "done"), "done"),
         failures=failures,
+        for_good=tuple(as_int(position, "for_good") for position in read_list(values, "for_good")),
         not_run=_read_not_run(values["not_run"]) if "not_run" in values else None,
         elapsed=read_number(values, "elapsed"),
         count=read_int(values, "count"),

@@ -73,6 +73,19 @@ def test_failures_between_results_are_told_with_them() -> None:
     assert not event.final
 
 
+def test_a_failure_that_is_for_good_is_told_from_one_that_may_be_tried_again() -> None:
+    failures = tuple(describe_exception(ValueError("no"), at) for at in range(3))
+    ((event, _),) = read(Writer().says(failures=failures, for_good=(1,)))
+    assert [(failed.position, failed.retry) for failed in event.failed] == [(0, True), (1, False), (2, True)]
+
+
+@pytest.mark.parametrize("blamed", [None, 3])
+def test_a_task_that_ran_too_long_is_named_unless_the_child_had_moved_on(blamed: int | None) -> None:
+    slow = NotRun(reason=NotRunReason.TIMED_OUT, detail="31 s")
+    ((event, _),) = read(Writer(is_node=True).says(not_run=slow, final=True, beat=blamed))
+    assert event.not_run == ev.NotRunReport(ev.NotRunKind.TIMED_OUT, "31 s", blamed, None)
+
+
 def test_what_the_node_says_last_of_an_execution_ends_the_row() -> None:
     child, node = Writer(), Writer(is_node=True)
     died = NotRun(reason=NotRunReason.CHILD_DIED, detail="SIGSEGV")

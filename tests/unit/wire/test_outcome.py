@@ -51,6 +51,7 @@ outcomes = st.builds(
         ),
         max_size=3,
     ).map(tuple),
+    for_good=st.lists(st.integers(0, 99), max_size=3).map(tuple),
     not_run=st.none()
     | st.builds(NotRun, reason=st.sampled_from(NotRunReason), positions=st.none() | ranges, detail=st.text()),
     elapsed=st.floats(0, 1e9),
@@ -110,6 +111,7 @@ def test_a_result_that_does_not_pickle_is_that_tasks_failure_and_the_others_arri
     ]
     (failure,) = decoded.outcome.failures
     assert failure.position == 12
+    assert decoded.outcome.for_good == (12,)  # it would not pickle the next time either
     error = rebuild_exception(failure)
     assert isinstance(error, SerializationError)
     assert "the result: ['k'] is a lock (_thread.lock)" in str(error)
@@ -169,6 +171,9 @@ def test_a_beat_is_a_few_bytes():
         {"failures": [[-1, "T", "m", "t", False]]},
         {"failures": [[1, 2, "m", "t", False]]},
         {"failures": [[1, "T", "m", "t", 0]]},
+        {"for_good": 1},
+        {"for_good": [-1]},
+        {"for_good": [[0, 1]]},
         {"not_run": None},
         {"not_run": []},
         {"not_run": {}},
