@@ -62,6 +62,8 @@ class RunEngine:
         Limits for failures and losses.
     chunksize
         Tasks in each chunk, or None to measure.
+    max_chunksize
+        The most tasks in a chunk, whatever else says more, or None: as many as a child may run in all.
     max_workers
         The most jobs of this run in flight, or None.
     fail_fast
@@ -77,12 +79,14 @@ class RunEngine:
         *,
         policy: RetryPolicy | None = None,
         chunksize: int | None = None,
+        max_chunksize: int | None = None,
         max_workers: int | None = None,
         fail_fast: bool = True,
         total: int | None = None,
         seed: int = 0,
     ) -> None:
         self._chunksize = chunksize
+        self._max_chunksize = max_chunksize
         self._max_workers = max_workers
         self._fail_fast = fail_fast
         self._total = total
@@ -391,7 +395,8 @@ class RunEngine:
         workers = self._workers or UNKNOWN_WORKERS
         if self._max_workers is not None:
             workers = min(workers, self._max_workers)
-        return chunk_size(self._stats(function), workers=workers, remaining=remaining, chunksize=self._chunksize)
+        size = chunk_size(self._stats(function), workers=workers, remaining=remaining, chunksize=self._chunksize)
+        return size if self._max_chunksize is None else min(size, self._max_chunksize)
 
     def _stats(self, function: Hashable) -> TaskStatistics:
         statistics = self._statistics.get(function)

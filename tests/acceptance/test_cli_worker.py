@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import time
@@ -129,6 +130,46 @@ def test_sigterm_lets_a_running_job_finish(start_worker: StartWorker, client: ge
     assert worker.out[-1] == "ended"
 
 
+def test_a_worker_says_which_limits_it_was_given(start_worker: StartWorker) -> None:
+    worker = start_worker("-w", "1", "--memory-limit", "1.5G", "--max-tasks-per-child", "100", "--grace", "7.5")
+
+    assert worker.wait_for("^node ").endswith("; memory limit 1.5 GB; 100 tasks per child; grace 7.5 s)")
+
+
+def test_what_runs_longer_than_the_grace_is_given_back(
+    start_worker: StartWorker, client: gearmap.Client, tmp_path: Path
+) -> None:
+    worker = start_worker("-w", "1", "-v", "--grace", "0.3")
+    future = client.options(max_worker_losses=1).submit(make_blocking_task(tmp_path), 7)
+    eventually((tmp_path / "runs").exists, "the task runs")
+
+    worker.send(signal.SIGTERM)
+
+    worker.wait_for(r"^draining: running jobs may finish for 0\.3 s")
+    assert worker.wait() == 0
+    assert any(re.search(r"1 task .*not run \(draining\)", line) for line in worker.out)
+    (tmp_path / "go").touch()
+    start_worker("-w", "1")
+    assert future.result(DEADLINE) == 7
+
+
+def test_a_verbose_worker_says_why_a_job_was_not_run(start_worker: StartWorker, client: gearmap.Client) -> None:
+    worker = start_worker("-w", "1", "-v", "--memory-limit", "200M")
+
+    def use_memory() -> None:
+        kept = bytearray(b"x") * (400 * 2**20)
+        time.sleep(DEADLINE)
+        del kept
+
+    with pytest.raises(gearmap.WorkerLost, match="memory limit of 200 MB"):
+        client.options(max_worker_losses=1).submit(use_memory).result(DEADLINE)
+    with pytest.raises(gearmap.TaskTimeout):
+        client.options(task_timeout=0.2).submit(time.sleep, DEADLINE).result(DEADLINE)
+
+    worker.wait_for(r"not run \(child died: memory limit of 200 MB \(it used \d+ MB\)\)")
+    worker.wait_for(r"not run \(timed out: stopped after 0\.\d\d s\)")
+
+
 def test_a_draining_worker_takes_no_further_job(
     start_worker: StartWorker, client: gearmap.Client, tmp_path: Path
 ) -> None:
@@ -225,6 +266,8 @@ def test_on_loopback_the_key_is_made_on_first_use(start: Callable[..., Command],
         (["-q", "two words"], "queue must be"),
         (["--env", "1A=2"], "--env takes NAME=VALUE"),
         (["--name", "a/b"], "--name must be"),
+        (["--memory-limit", "lots"], "memory is given like 4G or 512M, got 'lots'"),
+        (["--memory-limit", "1M"], "--memory-limit must be at least 64 MB"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_status_2(words: list[str], complaint: str) -> None:

@@ -158,6 +158,17 @@ def test_large_arguments_are_not_gathered_into_one_job() -> None:
     assert [tasks(job) for job in jobs] == [[0], [1]]
 
 
+@pytest.mark.parametrize("chunksize", [None, 50])
+def test_a_chunk_never_holds_more_tasks_than_a_child_may_run(chunksize: int | None) -> None:
+    engine = RunEngine(chunksize=chunksize, max_chunksize=4, fail_fast=False)
+    engine.handle_all([ev.WorkersSeen(1), ev.ServerUp(0), block(0)], 0.0)
+    engine.handle(ev.OutcomeArrived(1, b"e", "w", ((0, 1),), elapsed=1e-6, count=1, final=True), 0.1)
+    sizes = [len(tasks(job)) for job in submits(engine.handle_all([block(n) for n in range(1, 11)], 0.2))]
+    assert engine.next_block_size("f") <= 4
+    assert sizes
+    assert max(sizes) == 4
+
+
 def test_one_block_is_asked_for_ahead_and_none_after_the_input_ended() -> None:
     engine = RunEngine(chunksize=7)
     assert engine.next_block_size("f") == 7
