@@ -14,7 +14,7 @@ Numbers used by both sides:
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
@@ -277,23 +277,25 @@ class FailTask:
 
 @dataclass(frozen=True, slots=True)
 class LoseTask:
-    """The task was lost too often."""
+    """The task was lost too often; `span` is where its arguments are."""
 
     task: int
     losses: int
     detail: str
     worker: str | None
+    span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class TimeOutTask:
-    """The task ran too long, in the last of the `allowed` attempts."""
+    """The task ran too long, in the last of the `allowed` attempts; `span` is where its arguments are."""
 
     task: int
     attempts: int
     allowed: int
     worker: str | None
     detail: str = ""
+    span: Span | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

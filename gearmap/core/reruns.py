@@ -172,7 +172,7 @@ class Reruns:
         if policy.retry_timeouts and self._retry(attempt, task, now):
             return
         allowed = 1 + policy.retries + history.losses if policy.retry_timeouts else history.attempts
-        out.append(ev.TimeOutTask(task, history.attempts, allowed, worker, report.detail))
+        out.append(ev.TimeOutTask(task, history.attempts, allowed, worker, report.detail, self._span(task)))
         self._fail(task, out)
 
     def _part_failed(self, attempt: Attempt, now: float) -> None:
@@ -213,7 +213,7 @@ class Reruns:
         if decide(self._policy, losses=losses) is Verdict.RUN_AGAIN:
             avoid = (*known.avoid, worker) if worker else known.avoid
             return [*reruns, _Rerun([(culprit, culprit + 1)], replace(known, avoid=avoid, losses=losses))]
-        out.append(ev.LoseTask(culprit, losses, report.detail, worker))
+        out.append(ev.LoseTask(culprit, losses, report.detail, worker, self._span(culprit)))
         self._fail(culprit, out)
         return reruns
 
@@ -240,6 +240,9 @@ class Reruns:
             for start, stop in rerun.ranges:
                 self._board.move(start, stop, SENT, WAITING)
                 self.again += stop - start
+
+    def _span(self, task: int) -> ev.Span:
+        return next(self._board.spans(task, task + 1))
 
     def _fail(self, task: int, out: list[ev.Instruction]) -> None:
         out.extend(map(ev.DropBlock, self._board.settle(task, task + 1, FAILED)))

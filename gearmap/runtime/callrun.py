@@ -365,7 +365,7 @@ class CallRun:
         future = self._futures.pop(task, None)
         if future is not None:
             future.worker, future.attempts = reason.worker, reason.attempts
-            future.set_exception(replace(reason, task=future.task_index).error())
+            future.set_exception(PendingFailure(replace(reason, task=future.task_index)))
 
     def broken(self, error: GearmapError) -> None:
         with self._lock:

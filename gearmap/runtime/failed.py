@@ -36,8 +36,11 @@ class Failed:
 
     @property
     def call(self) -> str:
-        """The call, as far as the worker could describe it."""
-        return self.cause.call if isinstance(self.cause, TaskFailure) else ""
+        """The call, as far as it can be described; where no worker could, its arguments are unpickled for it."""
+        if isinstance(self.cause, TaskFailure):
+            return self.cause.call
+        sent = self.cause.call if isinstance(self.cause, GivenUp) else None
+        return "" if sent is None else sent.describe()
 
     def error(self, *, total: int | None = None, counts: str = "") -> BaseException:
         """Return the error that the task's user gets, with a note that says which task, and `counts`."""

@@ -20,6 +20,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any, Protocol, TypeVar
 
 from gearmap.errors import SerializationError
+from gearmap.runtime.givenup import GivenUp
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
 from gearmap.wire.serializer import loads
 
@@ -94,7 +95,7 @@ class ResultBatch:
 class PendingFailure(Exception):
     """Stands in a future for a task's exception until somebody asks; never seen by users."""
 
-    def __init__(self, failure: TaskFailure, notes: tuple[str, ...]) -> None:
+    def __init__(self, failure: TaskFailure | GivenUp, notes: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.failure = failure
         self.notes = notes
@@ -322,7 +323,11 @@ class Future(concurrent.futures.Future[T]):
     def _rebuild(self, pending: PendingFailure) -> BaseException:
         with pending.lock:
             if pending.rebuilt is None:
-                pending.rebuilt = rebuild_exception(pending.failure, notes=pending.notes)
+                failure = pending.failure
+                if isinstance(failure, TaskFailure):
+                    pending.rebuilt = rebuild_exception(failure, notes=pending.notes)
+                else:
+                    pending.rebuilt = failure.error()
             return pending.rebuilt
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gearmap.core import events as ev
 from gearmap.errors import TaskError, TaskTimeout, WorkerLost
+from gearmap.runtime.sentcall import SentCall
 
 __all__ = ["GivenUp"]
 
@@ -22,22 +23,29 @@ class GivenUp:
     reason: str
     attempts: int
     worker: str | None
+    call: SentCall | None = None
+
+    @property
+    def type_name(self) -> str:
+        """What the error is called."""
+        return self.kind.__name__
 
     @classmethod
-    def lost(cls, news: ev.LoseTask) -> GivenUp:
+    def lost(cls, news: ev.LoseTask, call: SentCall | None = None) -> GivenUp:
         """The task took too many workers with it."""
         times = "once" if news.losses == 1 else f"{news.losses} times"
         on = "" if news.worker is None else f", last on {news.worker}"
         return cls(
             task=news.task,
             kind=WorkerLost,
-            reason=f"killed its worker {times}: {news.detail}{on}",
+            reason=f"killed its worker {times}: {news.detail}{on}{_guess(news.detail)}",
             attempts=news.losses,
             worker=news.worker,
+            call=call,
         )
 
     @classmethod
-    def timed_out(cls, news: ev.TimeOutTask, limit: float | None) -> GivenUp:
+    def timed_out(cls, news: ev.TimeOutTask, limit: float | None, call: SentCall | None = None) -> GivenUp:
         """The task ran longer than the `limit` that its run has for each."""
         seconds = "" if limit is None else f"={limit:g} s"
         on = "" if news.worker is None else f" on {news.worker}"
@@ -48,10 +56,18 @@ class GivenUp:
             reason=f"ran longer than task_timeout{seconds}{on}{attempt}",
             attempts=news.attempts,
             worker=news.worker,
+            call=call,
         )
 
     def error(self) -> TaskError:
-        """Return the error that the task's user gets."""
+        """Return the error that the task's user gets; the arguments are unpickled for it."""
+        call = "" if self.call is None else self.call.describe()
+        shown = f" ({call})" if call else ""
         return self.kind(
-            f"task {self.task} {self.reason}", task_index=self.task, attempts=self.attempts, worker=self.worker
+            f"task {self.task}{shown} {self.reason}", task_index=self.task, attempts=self.attempts, worker=self.worker
         )
+
+
+def _guess(detail: str) -> str:
+    """Say what a signal that nobody of us sent mostly means: the system ends who takes too much memory."""
+    return "; out of memory?" if detail.startswith("SIGKILL") else ""

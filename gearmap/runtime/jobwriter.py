@@ -16,6 +16,7 @@ from typing import Any
 from gearmap.core import events as ev
 from gearmap.core.names import Lane
 from gearmap.runtime.outcomes import OutcomeReader
+from gearmap.runtime.sentcall import SentCall
 from gearmap.wire import envelope, seal
 from gearmap.wire.framing import Payload
 from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader
@@ -88,6 +89,18 @@ class JobWriter:
     def drop_block(self, block: int) -> None:
         """Forget a block; one that is not known is no error."""
         self._blocks.pop(block, None)
+
+    def call_of(self, span: ev.Span) -> SentCall | None:
+        """Return the call that the first task of a span is, or None if it is not known any more."""
+        block = self._blocks.get(span.block.id)
+        function = self._functions.get(span.block.function)
+        if block is None or function is None:
+            return None
+        kind, payload, _ = block
+        if kind is BlockKind.CALLS:
+            call = payload[span.start]
+            return SentCall(function, kind, (call,) if type(call) is bytes else call, 0)
+        return SentCall(function, kind, payload, span.start)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -27,6 +27,7 @@ from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.jobwriter import JobWriter, Place
 from gearmap.runtime.outcomes import OutcomeReader
+from gearmap.runtime.sentcall import SentCall
 from gearmap.runtime.serverlink import ServerLink
 from gearmap.transport.events import (
     Connected,
@@ -464,10 +465,14 @@ class Run:
         self.consumer.failed(instruction.task, instruction.failure, instruction.attempts, instruction.worker)
 
     def _lose_task(self, instruction: ev.LoseTask, again: list[ev.Input]) -> None:
-        self.consumer.gave_up(instruction.task, GivenUp.lost(instruction))
+        self.consumer.gave_up(instruction.task, GivenUp.lost(instruction, self._call_of(instruction.span)))
 
     def _time_out_task(self, instruction: ev.TimeOutTask, again: list[ev.Input]) -> None:
-        self.consumer.gave_up(instruction.task, GivenUp.timed_out(instruction, self.settings.task_timeout))
+        call = self._call_of(instruction.span)
+        self.consumer.gave_up(instruction.task, GivenUp.timed_out(instruction, self.settings.task_timeout, call))
+
+    def _call_of(self, span: ev.Span | None) -> SentCall | None:
+        return None if span is None else self._writer.call_of(span)
 
     def _drop_block(self, instruction: ev.DropBlock, again: list[ev.Input]) -> None:
         self._writer.drop_block(instruction.block)

@@ -179,13 +179,13 @@ def test_a_task_that_runs_too_long_fails_and_the_rest_of_its_chunk_does_not(clus
 
     error = results.pop(2)
     assert type(error) is gearmap.TaskTimeout
-    assert str(error).startswith("task 2 ran longer than task_timeout=0.3 s on ")
+    assert str(error).startswith("task 2 (work(2)) ran longer than task_timeout=0.3 s on ")
     assert (error.task_index, error.attempts) == (2, 1)
     assert results == [0, 1, 3, 4, 5]
 
 
 def test_by_default_a_map_ends_with_the_first_task_that_runs_too_long(cluster):
-    with pytest.raises(gearmap.TaskTimeout, match=r"task \d ran longer than task_timeout=0\.2 s"):
+    with pytest.raises(gearmap.TaskTimeout, match=r"task \d \(<lambda>\(\d\)\) ran longer than task_timeout=0\.2 s"):
         cluster.map(lambda x: time.sleep(60), range(8), task_timeout=0.2)
 
 
