@@ -35,10 +35,12 @@ from gearmap.core.retry import RetryPolicy
 from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
 from gearmap.keyfile import load_key, load_or_make_key
 from gearmap.runtime import child
+from gearmap.runtime.callrun import MAX_BLOCK_CALLS, CallRun
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.folder import CurrentFolder
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.run import Consumer, Place, Run, RunSettings
+from gearmap.runtime.tenancy import Tenancy, make_tenancy
 from gearmap.wire import seal
 from gearmap.wire.framing import Payload
 from gearmap.wire.serializer import FunctionCache, dumps
@@ -82,6 +84,7 @@ class Backend:
         self._driver: Driver | None = None
         self._cache = FunctionCache()
         self._closed = False
+        self._id = secrets.token_hex(8)
         watch_forks(self)
 
     @property
@@ -141,7 +144,7 @@ class Backend:
         return found
 
     def run_maker(
-        self, driver: Driver, options: RunOptions, feeds: bytes | None, total: int | None
+        self, driver: Driver, options: RunOptions, feeds: bytes | None, total: int | None, *, tenant: str | None = None
     ) -> Callable[[Consumer], Run]:
         """Return what makes a run for its consumer, in the driver thread; what must be pickled for it is pickled now.
 
@@ -151,16 +154,28 @@ class Backend:
             The function whose tasks the consumer is asked for, or None for single calls.
         total
             How many tasks there will be, if that is known.
+        tenant
+            Who has children of its own that run the initializer; by default everybody with an equal one.
 
         Raises
         ------
         SerializationError
-            If an exception class of `retry_exceptions` does not pickle.
+            If an exception class of `retry_exceptions`, or the initializer, does not pickle.
         """
         retried = None
         if options.retries and options.retry_exceptions != (Exception,):
             retried = dumps(options.retry_exceptions, name="retry_exceptions")
-        return lambda consumer: self._make_run(driver, consumer, options, feeds, total, retried)
+        tenancy = None
+        if options.initializer is not None:
+            owner = tenant or self._id
+            tenancy = make_tenancy(owner, options.initializer, options.initargs, is_sole=tenant is not None)
+        return lambda consumer: self._make_run(driver, consumer, options, feeds, total, retried, tenancy)
+
+    def make_call_run(self, options: RunOptions, *, tenant: str | None = None) -> CallRun:
+        """Return a new run for single calls; see `run_maker`."""
+        driver = self.ready_driver()
+        maker = self.run_maker(driver, options, None, None, tenant=tenant)
+        return CallRun(driver, maker, max_block=options.max_tasks_per_child or MAX_BLOCK_CALLS)
 
     def _make_run(
         self,
@@ -170,6 +185,7 @@ class Backend:
         feeds: bytes | None,
         total: int | None,
         retried: Payload | None,
+        tenancy: Tenancy | None,
     ) -> Run:
         session_id = secrets.token_bytes(16)
         settings = RunSettings(
@@ -181,6 +197,8 @@ class Backend:
             feeds=feeds,
             task_timeout=options.task_timeout,
             retry_exceptions=retried,
+            tenancy=tenancy,
+            max_tasks_per_child=options.max_tasks_per_child,
         )
         engine = RunEngine(
             policy=_policy(options),
@@ -188,6 +206,7 @@ class Backend:
             max_workers=options.max_workers,
             fail_fast=feeds is not None and not options.return_exceptions,
             total=total,
+            max_chunksize=options.max_tasks_per_child,
             seed=int.from_bytes(session_id, "little"),
         )
         return Run(settings, engine, consumer, driver.make_links())

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 from gearmap import current
@@ -125,7 +126,7 @@ class Client(BoundOptions):
         self._backend = backend
         backend.owner = type(self).__name__
         self._lock = threading.RLock()
-        self._call_runs: dict[RunOptions, CallRun] = {}
+        self._call_runs: dict[Hashable, CallRun] = {}
         self._last_calls: tuple[RunOptions | None, CallRun | None] = (None, None)
         self._inline_tasks = 0
         watch_forks(self)
@@ -191,13 +192,13 @@ class Client(BoundOptions):
         if known is options and run is not None and not run.over:
             return run  # a look-up compares all options
         with self._lock:
-            run = self._call_runs.get(options)
+            key = _run_key(options)
+            run = self._call_runs.get(key)
+            if run is not None and run.is_broken_for_good and run.error is not None:
+                raise run.error
             if run is None or run.over:
                 _check_submit_options(options)
-                backend = self._backend
-                driver = backend.ready_driver()
-                run = CallRun(driver, backend.run_maker(driver, options, None, None))
-                self._call_runs[options] = run
+                run = self._call_runs[key] = self._backend.make_call_run(options)
             self._last_calls = (options, run)
             return run
 
@@ -273,6 +274,15 @@ def _check_iterable(value: object) -> None:
         iter(value)  # type: ignore[call-overload]  # asking is the check
     except TypeError:
         raise ConfigurationError(f"the arguments must be an iterable, got {value!r}") from None
+
+
+def _run_key(options: RunOptions) -> Hashable:
+    """Return what calls of one run have in common; initializer arguments without a hash are told apart as objects."""
+    try:
+        hash(options.initargs)
+    except TypeError:
+        return replace(options, initargs=()), id(options.initargs)  # the run keeps them alive
+    return options
 
 
 def _check_submit_options(options: RunOptions) -> None:

@@ -10,8 +10,8 @@ import configparser
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -234,6 +234,13 @@ class RunOptions:
         Seconds before the first re-execution of a task; they double each time, up to 30 s. 0 is at once.
     max_worker_losses
         How many workers a task may take with it before it is given up.
+    initializer
+        Called once in each child process before its first task of this kind; such a child serves only calls of this
+        client with the same initializer. If it raises, the run is broken.
+    initargs
+        Its arguments, a tuple or list (kept as a tuple).
+    max_tasks_per_child
+        Tasks that a child process runs before it is replaced, or None.
     """
 
     chunksize: int | None = None
@@ -250,6 +257,9 @@ class RunOptions:
     queue: str = "default"
     retry_delay: float = 0.5
     max_worker_losses: int = 3
+    initializer: Callable[..., object] | None = None
+    initargs: Sequence[Any] = field(default=(), hash=False)
+    max_tasks_per_child: int | None = None
 
     def __post_init__(self) -> None:
         check_whole("chunksize", self.chunksize, least=1, optional=True)
@@ -257,6 +267,12 @@ class RunOptions:
         check_whole("max_workers", self.max_workers, least=1, optional=True)
         check_whole("total", self.total, least=0, optional=True)
         check_whole("max_worker_losses", self.max_worker_losses, least=0)
+        check_whole("max_tasks_per_child", self.max_tasks_per_child, least=1, optional=True)
+        if self.initializer is not None and not callable(self.initializer):
+            raise ConfigurationError(f"initializer must be callable, got {self.initializer!r}")
+        if not isinstance(self.initargs, tuple | list):
+            raise ConfigurationError(f"initargs must be a tuple or list of arguments, got {self.initargs!r}")
+        object.__setattr__(self, "initargs", tuple(self.initargs))
         if self.timeout is not None:
             _check_seconds("timeout", self.timeout)
         if self.task_timeout is not None:
@@ -281,7 +297,7 @@ class RunOptions:
         ConfigurationError
             If there is no such option, or a value is wrong.
         """
-        known = [field.name for field in fields(self)]
+        known = [one.name for one in fields(self)]
         for name in changes:
             if name not in known:
                 raise ConfigurationError(f"there is no option {name!r}; the options are {', '.join(known)}")

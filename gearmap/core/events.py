@@ -107,6 +107,7 @@ class NotRunKind(Enum):
     AVOIDED = "the header named this worker to be avoided"
     CANNOT_LOAD = "this worker cannot load the function"
     EXPIRED = "the envelope was too old, or came from the future"
+    INITIALIZER_FAILED = "the initializer raised, if there is a failure, or ended its process"
 
 
 # ------------------------------------------------------------------------------------------------------------- inputs
@@ -177,7 +178,8 @@ class NotRunReport:
 
     `charged` is the position that is blamed (a child died of it, or it ran too long); everything else is run again
     uncharged. A time-out that charges nobody is one that came too late: the child had moved on.
-    `failure` is what every task fails with if no other worker can do better (a package that is missing).
+    `failure` is what every task fails with if no other worker can do better (a package that is missing), or what the
+    initializer raised.
     """
 
     reason: NotRunKind
@@ -314,10 +316,15 @@ class DropBlock:
 
 @dataclass(frozen=True, slots=True)
 class BreakRun:
-    """The run cannot go on; `kind` is the reason that was met twice in a row."""
+    """The run cannot go on.
+
+    `kind` is the reason that was met once too often, `failure` what the initializer raised.
+    """
 
     kind: NotRunKind
     detail: str
+    failure: object = None
+    worker: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

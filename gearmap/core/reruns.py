@@ -145,6 +145,8 @@ class Reruns:
         if report is not None and report.reason is ev.NotRunKind.DIED:
             self._put_first(self._after_death(attempt, rest, report, worker, out))
             return True
+        if report is not None and report.reason is ev.NotRunKind.INITIALIZER_FAILED:
+            return self._after_initializer(attempt, rest, report, worker, out)
         kind = ev.NotRunKind.AGAIN if report is None else report.reason
         history = after_refusal(attempt.history, kind, worker or "", workers=workers)
         if history is not None:
@@ -216,6 +218,22 @@ class Reruns:
         out.append(ev.LoseTask(culprit, losses, report.detail, worker, self._span(culprit)))
         self._fail(culprit, out)
         return reruns
+
+    def _after_initializer(
+        self,
+        attempt: Attempt,
+        rest: list[ev.TaskRange],
+        report: ev.NotRunReport,
+        worker: str | None,
+        out: list[ev.Instruction],
+    ) -> bool:
+        """An initializer that raises would raise again; a process that ended in it may have been killed by others."""
+        unready = attempt.history.unready + 1
+        if report.failure is None and decide(self._policy, losses=unready) is Verdict.RUN_AGAIN:
+            self._put_first([_Rerun(rest, replace(after_loss(attempt.history), unready=unready))])
+            return True
+        out.append(ev.BreakRun(report.reason, report.detail, report.failure, worker))
+        return False
 
     def _refused(
         self, rest: list[ev.TaskRange], report: ev.NotRunReport, worker: str | None, out: list[ev.Instruction]

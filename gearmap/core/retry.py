@@ -123,12 +123,15 @@ class History:
         Workers that cannot load the function.
     avoided, expired
         How often it came back for that reason.
+    unready
+        How often its worker ended in the initializer.
     """
 
     avoid: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
     avoided: int = 0
     expired: int = 0
+    unready: int = 0
     failures: int = 0
     losses: int = 0
 

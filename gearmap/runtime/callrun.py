@@ -94,6 +94,11 @@ class _Question:
 class CallRun:
     """The consumer of an open-ended run.
 
+    Parameters
+    ----------
+    max_block
+        The most calls that may have to travel together.
+
     Attributes
     ----------
     over
@@ -102,9 +107,10 @@ class CallRun:
         Why, if it was an error.
     """
 
-    def __init__(self, driver: Driver, make_run: Callable[[CallRun], Run]) -> None:
+    def __init__(self, driver: Driver, make_run: Callable[[CallRun], Run], *, max_block: int = MAX_BLOCK_CALLS) -> None:
         self._driver = driver
         self._make_run = make_run
+        self._max_block = min(max_block, MAX_BLOCK_CALLS)
         self._run: Run | None = None
         self._lock = threading.Lock()
         # Under the lock: submitted and not yet seen by the driver, the newest group last; the next index; whether the
@@ -179,6 +185,11 @@ class CallRun:
     def pending(self) -> int:
         """How many tasks have no end yet, about."""
         return len(self._futures) + sum(len(group.futures) for group in list(self._groups))
+
+    @property
+    def is_broken_for_good(self) -> bool:
+        """Whether another run would break as this one did, of `error`."""
+        return self.over and self._run is not None and self._run.is_broken_for_good
 
     def cancel_waiting(self) -> None:
         """Cancel what was not sent yet. Any thread."""
@@ -306,7 +317,7 @@ class CallRun:
         """Return how many calls a block takes: one, until it is known how little time they take."""
         assert self._run is not None
         seconds = self._run.seconds_of(group.function[0])
-        return 1 if seconds is None else max(1, min(MAX_BLOCK_CALLS, int(BLOCK_SECONDS / max(seconds, 1e-6))))
+        return 1 if seconds is None else max(1, min(self._max_block, int(BLOCK_SECONDS / max(seconds, 1e-6))))
 
     def _add(self, group: _Group) -> None:
         """Hand a group to the run as blocks."""

@@ -1,6 +1,6 @@
-"""A task that was given up: it did not raise, and has no result either.
+"""What was given up: a task that did not raise and has no result either, or a whole run.
 
-Law of the file: it is noted in the driver thread, and made into an error in the thread that asks for the result.
+Law of the file: nothing that came from a worker is unpickled here, in the driver thread.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gearmap.core import events as ev
-from gearmap.errors import TaskError, TaskTimeout, WorkerLost
+from gearmap.errors import ClockSkew, ClusterBroken, GearmapError, RemoteTraceback, TaskError, TaskTimeout, WorkerLost
 from gearmap.runtime.sentcall import SentCall
+from gearmap.wire.failure import TaskFailure
 
-__all__ = ["GivenUp"]
+__all__ = ["GivenUp", "broken_run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,3 +72,14 @@ class GivenUp:
 def _guess(detail: str) -> str:
     """Say what a signal that nobody of us sent mostly means: the system ends who takes too much memory."""
     return "; out of memory?" if detail.startswith("SIGKILL") else ""
+
+
+def broken_run(news: ev.BreakRun) -> GearmapError:
+    """Return the error of a run that cannot go on."""
+    if news.kind is not ev.NotRunKind.INITIALIZER_FAILED:
+        return ClockSkew(f"client and worker clocks are too far apart: {news.detail}")
+    on = "" if news.worker is None else f" on {news.worker}"
+    error = ClusterBroken(f"the initializer failed{on}: {news.detail}")
+    if isinstance(news.failure, TaskFailure):
+        error.__cause__ = RemoteTraceback(news.failure.traceback)
+    return error

@@ -17,6 +17,7 @@ from gearmap.core import events as ev
 from gearmap.core.names import Lane
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.sentcall import SentCall
+from gearmap.runtime.tenancy import Tenancy
 from gearmap.wire import envelope, seal
 from gearmap.wire.framing import Payload
 from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader
@@ -50,6 +51,8 @@ class JobWriter:
         session_key: bytes,
         task_timeout: float | None = None,
         retry_exceptions: Payload | None = None,
+        tenancy: Tenancy | None = None,
+        max_tasks_per_child: int | None = None,
     ) -> None:
         self.function_name = lane.name
         self._context_start = lane.name.encode()
@@ -57,6 +60,8 @@ class JobWriter:
         self._level = lane.level
         self._task_timeout = task_timeout
         self._retry_exceptions = retry_exceptions
+        self._tenancy = tenancy
+        self._max_tasks_per_child = max_tasks_per_child
         self._session_id = session_id
         self._keys = seal.Deriver(session_key)
         self._functions: dict[Hashable, Any] = {}
@@ -136,6 +141,8 @@ class JobWriter:
         digest = chunk.function
         assert isinstance(digest, bytes)
         body: list[Any] = [self._functions[digest]]
+        if self._tenancy is not None:
+            body.append(self._tenancy.payload)
         if self._retry_exceptions is not None:
             body.append(self._retry_exceptions)
         blocks: list[tuple[BlockKind, int, list[ev.TaskRange]]] = []
@@ -169,6 +176,9 @@ class JobWriter:
                 foreground=True,
                 task_timeout=self._task_timeout,
                 retry_exceptions=self._retry_exceptions is not None,
+                tenant="" if self._tenancy is None else self._tenancy.tenant,
+                initializer=self._tenancy is not None,
+                max_tasks_per_child=self._max_tasks_per_child,
                 avoid=avoid,
                 level=self._level,
                 cwd=place.cwd,

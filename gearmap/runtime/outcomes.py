@@ -23,7 +23,11 @@ _KINDS = {
     NotRunReason.EXPIRED: ev.NotRunKind.EXPIRED,
     NotRunReason.CHILD_DIED: ev.NotRunKind.DIED,
     NotRunReason.TIMED_OUT: ev.NotRunKind.TIMED_OUT,
+    NotRunReason.INITIALIZER_FAILED: ev.NotRunKind.INITIALIZER_FAILED,
 }
+
+# The failure in such an outcome is that of no task.
+_OF_NO_TASK = (NotRunReason.CANNOT_LOAD, NotRunReason.INITIALIZER_FAILED)
 
 _CHARGED = (ev.NotRunKind.DIED, ev.NotRunKind.TIMED_OUT)
 
@@ -174,7 +178,7 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
     for_good = frozenset(outcome.for_good)
     if not_run is not None:
         failure = None
-        if not_run.reason is NotRunReason.CANNOT_LOAD and failures:
+        if not_run.reason in _OF_NO_TASK and failures:
             failure, failures = failures[0], ()
         kind = _KINDS.get(not_run.reason, ev.NotRunKind.AGAIN)
         charged = outcome.beat if kind in _CHARGED else None

@@ -22,13 +22,14 @@ from gearmap.core import events as ev
 from gearmap.core.engine import RunEngine
 from gearmap.core.names import Lane, explain_no_worker
 from gearmap.core.snapshot import ProgressSnapshot
-from gearmap.errors import ClockSkew, GearmapError, JobRejected, ServerUnavailable, WireError
+from gearmap.errors import GearmapError, JobRejected, ServerUnavailable, WireError
 from gearmap.runtime.futures import ResultBatch
-from gearmap.runtime.givenup import GivenUp
+from gearmap.runtime.givenup import GivenUp, broken_run
 from gearmap.runtime.jobwriter import JobWriter, Place
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.sentcall import SentCall
 from gearmap.runtime.serverlink import ServerLink
+from gearmap.runtime.tenancy import Tenancy
 from gearmap.transport.events import (
     Connected,
     ConnectFailed,
@@ -130,6 +131,8 @@ class RunSettings:
     feeds: Hashable = None
     task_timeout: float | None = None
     retry_exceptions: Payload | None = None
+    tenancy: Tenancy | None = None
+    max_tasks_per_child: int | None = None
 
 
 class Run:
@@ -141,6 +144,8 @@ class Run:
         When `step` must be called, if nothing else happens.
     waits
         Whether the run has tasks, so that it matters whether the cluster is well.
+    is_broken_for_good
+        Whether another run with the same settings would break as this one did.
     feeder
         See `Feeder`; None for a run that asks its consumer for blocks.
     """
@@ -153,6 +158,7 @@ class Run:
         self.consumer = consumer
         self.links = list(links)
         self.closed = False
+        self.is_broken_for_good = False
         self.due = 0.0
         self.waits = False
         self.feeder: Feeder | None = None
@@ -163,6 +169,8 @@ class Run:
             session_key=settings.session_key,
             task_timeout=settings.task_timeout,
             retry_exceptions=settings.retry_exceptions,
+            tenancy=settings.tenancy,
+            max_tasks_per_child=settings.max_tasks_per_child,
         )
         self._newest_function: Hashable = None
         self._seconds: dict[Hashable, float] = {}
@@ -481,8 +489,9 @@ class Run:
         """The session's end does it; one attempt of a living session is stopped from M2 on."""
 
     def _break(self, instruction: ev.BreakRun, again: list[ev.Input]) -> None:
-        detail = instruction.detail
-        self.consumer.broken(ClockSkew(f"client and worker clocks are too far apart: {detail}"))
+        if instruction.kind is ev.NotRunKind.INITIALIZER_FAILED:
+            self.is_broken_for_good = True
+        self.consumer.broken(broken_run(instruction))
 
     def _end(self, instruction: ev.RunEnded, again: list[ev.Input]) -> None:
         self._close()

@@ -30,7 +30,7 @@ LAZY: dict[str, str] = gearmap._HOME
 PUBLIC = sorted({*gearmap.__all__, *LAZY})
 
 # Not keywords of `map`: they come through `gearmap.options(...)` only.
-OPTION_ONLY = {"retry_delay", "max_worker_losses"}
+OPTION_ONLY = {"retry_delay", "max_worker_losses", "initializer", "initargs", "max_tasks_per_child"}
 
 MAPS = ("map", "starmap", "imap", "imap_unordered")
 

@@ -566,6 +566,23 @@ def test_one_node_that_lacks_a_package_is_avoided_and_the_others_do_the_work() -
     ]
 
 
+def test_an_initializer_that_raises_breaks_the_run_at_once_and_says_what_it_raised() -> None:
+    engine, (job, *_) = running(1, 1)
+    report = not_run(ev.NotRunKind.INITIALIZER_FAILED, detail="ValueError: no", failure="the error")
+    out = engine.handle(outcome(job.attempt, not_run=report), 1.0)
+    assert ev.BreakRun(ev.NotRunKind.INITIALIZER_FAILED, "ValueError: no", "the error", "w") in out
+    assert engine.ended
+
+
+def test_a_process_that_ends_in_the_initializer_is_forgiven_until_it_is_too_often() -> None:
+    engine, (job,) = running(2, policy=RetryPolicy(max_worker_losses=2))
+    report = not_run(ev.NotRunKind.INITIALIZER_FAILED, detail="SIGKILL, in the initializer")
+    (again,) = submits(engine.handle(outcome(job.attempt, not_run=report), 1.0))
+    assert tasks(again) == [0, 1]
+    out = engine.handle(outcome(again.attempt, not_run=report), 2.0)
+    assert ev.BreakRun(ev.NotRunKind.INITIALIZER_FAILED, "SIGKILL, in the initializer", None, "w") in out
+
+
 def test_envelopes_that_expire_twice_break_the_run() -> None:
     engine, (job,) = running(1)
     report = not_run(ev.NotRunKind.EXPIRED, detail="12:00 there, 14:00 here")
