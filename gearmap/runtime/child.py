@@ -26,6 +26,7 @@ from gearmap.memory import LARGE_BYTES, writable
 
 __all__ = [
     "COMMIT",
+    "DEFECT_EXIT",
     "FINAL",
     "FRAME",
     "INITIALIZING",
@@ -62,6 +63,8 @@ _OPENING_BYTES = 1024
 _WAITALL = 0 if sys.platform == "win32" else socket.MSG_WAITALL
 
 _PR_SET_PDEATHSIG = 1
+
+DEFECT_EXIT = 70  # what a child ends with when not a task but gearmap itself has failed; EX_SOFTWARE of sysexits.h
 
 is_child = False
 """Whether this process is one that runs tasks."""
@@ -115,8 +118,20 @@ def main(pipe: socket.socket, index: Any, settings: ChildSettings) -> None:
     """Run jobs until the pipe ends. Never returns."""
     global is_child
     is_child = True
-    _become_independent()
-    view = memoryview(index).cast("B").cast("q")
+    code = DEFECT_EXIT
+    try:
+        _become_independent()
+        _serve(pipe, memoryview(index).cast("B").cast("q"), settings)
+        code = 0
+    except BaseException as error:
+        # What a task raises never comes here. Whoever reads that a worker was lost must find the reason.
+        _report_defect(error)
+    finally:
+        # Not sys.exit: a task's atexit handlers and lingering threads must not keep a finished child.
+        os._exit(code)
+
+
+def _serve(pipe: socket.socket, index: memoryview, settings: ChildSettings) -> None:
     if settings.cwd is not None:
         os.chdir(settings.cwd)
         sys.path.append(settings.cwd)  # last: modules there are found, and hide none of Python's own
@@ -124,14 +139,24 @@ def main(pipe: socket.socket, index: Any, settings: ChildSettings) -> None:
         pipe.sendall(FRAME.pack(READY, 0))
         from gearmap.runtime.childrun import Runner
 
-        runner = Runner(pipe, view, settings)
+        runner = Runner(pipe, index, settings)
         while (job := _read_job(pipe)) is not None:
             runner.run(job)
     except (BrokenPipeError, ConnectionResetError):
         pass  # the node is gone
-    finally:
-        # Not sys.exit: a task's atexit handlers and lingering threads must not keep a finished child.
-        os._exit(0)
+
+
+def _report_defect(error: BaseException) -> None:
+    """Write to the node's standard error why this process ends; a task may have replaced `sys.stderr`."""
+    import traceback
+
+    described = traceback.TracebackException(type(error), error, error.__traceback__)
+    reason, lines = "".join(described.format_exception_only()).strip(), "".join(described.format())
+    text = f"gearmap: child process {os.getpid()} ends with exit code {DEFECT_EXIT}: {reason}\n{lines}"
+    try:
+        os.write(2, text.encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass  # nobody reads it
 
 
 def _become_independent() -> None:

@@ -210,7 +210,7 @@ def encode_results(
         name = worker.encode("utf-8")
         header = _RESULTS.pack(_RESULTS_MARK, final, first, first + len(values), elapsed, len(values))
         return header + name, frame((try_dumps(values),))
-    except Exception:  # what pickling raises is anything; encode_outcome tells it apart
+    except BaseException:  # what pickling raises is anything; encode_outcome tells it apart
         return None
 
 
@@ -284,7 +284,7 @@ def decode_outcome(header: Buffer, body: Buffer | None = None) -> DecodedOutcome
 class _Unpicklable:
     position: int
     value: Any
-    error: Exception
+    error: BaseException
 
 
 def _dump_run(start: int, values: Sequence[Any]) -> Iterator[tuple[int, int, Payload] | _Unpicklable]:
@@ -292,18 +292,21 @@ def _dump_run(start: int, values: Sequence[Any]) -> Iterator[tuple[int, int, Pay
     if not values:
         return
     try:
-        yield start, start + len(values), try_dumps(list(values))
-    except Exception as error:
+        payload = try_dumps(list(values))
+    except BaseException as error:  # it may even want to end the process, which has other tasks to run
         if len(values) == 1:
             yield _Unpicklable(start, values[0], error)
             return
         half = len(values) // 2
         yield from _dump_run(start, values[:half])
         yield from _dump_run(start + half, values[half:])
+    else:
+        yield start, start + len(values), payload
 
 
 def _unpicklable(item: _Unpicklable, *, explained: bool) -> SerializationError:
-    if explained:
+    # What wants to end the process would want it again while it is explained.
+    if explained and isinstance(item.error, Exception):
         return SerializationError(explain_unpicklable(item.value, "the result"))
     return SerializationError(f"cannot pickle the result, a {type(item.value).__qualname__}: {item.error!r:.200}")
 

@@ -15,7 +15,7 @@ import cloudpickle
 import pytest
 from integration_support import DEADLINE, wait_until
 
-from gearmap.runtime.child import ChildSettings, encode_job
+from gearmap.runtime.child import DEFECT_EXIT, ChildSettings, encode_job
 from gearmap.runtime.children import Child, Committed, Ended, Ready, Report, child_context
 from gearmap.transport.poller import Poller
 from gearmap.wire import envelope, seal
@@ -56,6 +56,7 @@ class Person:
 
     def __post_init__(self) -> None:
         self.reports: list[Report] = []
+        self.child_pid = self.child.pid  # it is asked for after the end, too
 
     def listen(self, kind: type[Any]) -> Any:
         """Return the next report of a kind."""
@@ -203,6 +204,46 @@ def test_a_death_in_an_initializer_is_at_no_task(person: Person) -> None:
 
     assert ended.position is None
     assert ended.detail.startswith("exit code 3")
+
+
+def test_a_child_that_gearmap_itself_breaks_says_so_and_does_not_end_well(person: Person, tmp_path: Path) -> None:
+    def point_stderr_to(path: str) -> None:
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 2)
+        sys.stderr = None
+
+    person.give(point_stderr_to, [str(tmp_path / "stderr")])
+    assert person.results() == [None]
+
+    person.child.send_job(encode_job(EXECUTION, JOB_KEY, OUTCOME_KEY, CONTEXT, "w/0", 0, 2**40, 300), b"x" * 300)
+
+    assert person.listen(Ended).detail.startswith(f"exit code {DEFECT_EXIT}")
+    said = (tmp_path / "stderr").read_text()
+    name = f"gearmap: child process {person.child_pid}"
+    assert said.startswith(f"{name} ends with exit code {DEFECT_EXIT}: gearmap.errors.EnvelopeError: ")
+    assert "Traceback (most recent call last)" in said
+
+
+class ExitsWhenPickled:
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        raise self.error("no")
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_result_whose_pickling_wants_to_end_the_process_fails_its_task_only(
+    person: Person, error: type[BaseException]
+) -> None:
+    person.give(lambda x: ExitsWhenPickled(error) if x == 1 else x, [0, 1, 2])
+
+    decoded, report = person.hear()
+
+    assert report.final
+    assert [(first, stop) for first, stop, _ in decoded.results] == [(0, 1), (2, 3)]
+    (failure,) = decoded.outcome.failures
+    assert (failure.position, failure.type_name) == (1, "gearmap.errors.SerializationError")
+    assert failure.message == f"cannot pickle the result, a ExitsWhenPickled: {error('no')!r}"
 
 
 # ----------------------------------------------------------------------------------------------------------- positions
