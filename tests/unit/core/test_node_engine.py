@@ -468,6 +468,15 @@ def test_an_idle_node_wants_no_tick() -> None:
 # ------------------------------------------------------------------------------------------------ events in any order
 
 
+NEEDS = st.none() | st.builds(
+    JobNeeds,
+    task_timeout=st.none() | st.sampled_from([0.1, 1.0]),
+    tenant=st.sampled_from(["a", "b"]),
+    initializer=st.booleans(),
+    max_tasks=st.none() | st.integers(3, 5),
+)
+
+
 class NodeMachine(RuleBasedStateMachine):
     """Events in any order that a node can meet, against a plain model of what is owed to whom."""
 
@@ -568,14 +577,7 @@ class NodeMachine(RuleBasedStateMachine):
         foreground=st.booleans(),
         fate=st.sampled_from(["run", "run", "run", "avoided", "expired"]),
         n_tasks=st.integers(1, 3),
-        needs=st.none()
-        | st.builds(
-            JobNeeds,
-            task_timeout=st.none() | st.sampled_from([0.1, 1.0]),
-            tenant=st.sampled_from(["a", "b"]),
-            initializer=st.booleans(),
-            max_tasks=st.none() | st.integers(3, 5),
-        ),
+        needs=NEEDS,
     )
     def take_a_job(self, worker: int, foreground: bool, fate: str, n_tasks: int, needs: JobNeeds | None) -> None:
         if worker >= self.workers or worker in self.held:
@@ -588,6 +590,27 @@ class NodeMachine(RuleBasedStateMachine):
         avoided, expired = fate == "avoided", fate == "expired"
         job = self.jobs[execution] = JobTaken(worker, execution, foreground, avoided, expired, n_tasks, needs)
         self.send(job)
+
+    @precondition(lambda self: not self.exits and not self.draining)
+    @rule(jobs=st.lists(st.tuples(st.integers(1, 3), NEEDS, st.booleans()), min_size=1, max_size=5))
+    def do_whole_jobs(self, jobs: list[tuple[int, JobNeeds | None, bool]]) -> None:
+        """What a worker does all day; by the other rules alone it would hardly ever come to that."""
+        for n_tasks, needs, last in jobs:
+            self.make_all_ready()
+            if 0 not in self.held:
+                self.take_a_job(0, True, "run", n_tasks, needs)
+                self.make_all_ready()
+                assert 0 in self.runs, "a job that waits although every child is ready"
+            if 0 in self.runs:
+                child = self.runs[0]
+                self.send(OutcomeFinal(child, last))
+                assert not (last and child in self.ready), "a child that must not be used again"
+
+    def make_all_ready(self) -> None:
+        while self.starting:
+            child = self.starting.pop()
+            self.ready.add(child)
+            self.send(ChildReady(child))
 
     @rule(worker=st.integers(0, 2))
     def lose_the_connection(self, worker: int) -> None:
