@@ -433,7 +433,7 @@ def _verdict(worker: int, execution: _Execution, event: ne.ChildGone) -> ne.Answ
     if reason is ne.NodeReason.CHILD_DIED:
         detail = execution.detail or event.detail
         if event.initializing:
-            return ne.AnswerNotRun(worker, ne.NodeReason.INITIALIZER_FAILED, None, f"{detail}, in the initializer")
+            return ne.AnswerNotRun(worker, ne.NodeReason.INITIALIZER_FAILED, None, f"its process ended: {detail}")
         return ne.AnswerNotRun(worker, reason, event.position, detail)
     if reason is ne.NodeReason.TIMED_OUT:
         assert execution.clock is not None

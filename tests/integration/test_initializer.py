@@ -78,7 +78,7 @@ def test_a_failing_initializer_breaks_its_run_with_its_error_and_no_other(own):
 
 def test_an_initializer_that_ends_its_process_breaks_its_run_after_some_tries(own):
     bad = own.options(initializer=os._exit, initargs=(3,), max_worker_losses=2)
-    with pytest.raises(gearmap.ClusterBroken, match=r"the initializer failed on .+3.*in the initializer"):
+    with pytest.raises(gearmap.ClusterBroken, match=r"the initializer failed on .+: its process ended: exit code 3"):
         bad.map(abs, range(3))
     assert own.submit(abs, -1).result(LIMIT) == 1
 

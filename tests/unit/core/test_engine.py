@@ -576,11 +576,11 @@ def test_an_initializer_that_raises_breaks_the_run_at_once_and_says_what_it_rais
 
 def test_a_process_that_ends_in_the_initializer_is_forgiven_until_it_is_too_often() -> None:
     engine, (job,) = running(2, policy=RetryPolicy(max_worker_losses=2))
-    report = not_run(ev.NotRunKind.INITIALIZER_FAILED, detail="SIGKILL, in the initializer")
+    report = not_run(ev.NotRunKind.INITIALIZER_FAILED, detail="its process ended: SIGKILL")
     (again,) = submits(engine.handle(outcome(job.attempt, not_run=report), 1.0))
     assert tasks(again) == [0, 1]
     out = engine.handle(outcome(again.attempt, not_run=report), 2.0)
-    assert ev.BreakRun(ev.NotRunKind.INITIALIZER_FAILED, "SIGKILL, in the initializer", None, "w") in out
+    assert ev.BreakRun(ev.NotRunKind.INITIALIZER_FAILED, "its process ended: SIGKILL", None, "w") in out
 
 
 def test_envelopes_that_expire_twice_break_the_run() -> None:

@@ -300,7 +300,7 @@ def test_a_child_whose_initializer_failed_is_replaced() -> None:
 def test_a_child_that_died_in_its_initializer_charges_no_task() -> None:
     engine = running(needs=tenant("a"))
     out = engine.handle(ChildGone(0, None, "exit code 3", initializing=True), 0.1)
-    assert out[0] == AnswerNotRun(0, NodeReason.INITIALIZER_FAILED, None, "exit code 3, in the initializer")
+    assert out[0] == AnswerNotRun(0, NodeReason.INITIALIZER_FAILED, None, "its process ended: exit code 3")
 
 
 def test_an_initializer_above_the_memory_limit_is_to_blame_itself() -> None:
@@ -308,7 +308,7 @@ def test_an_initializer_above_the_memory_limit_is_to_blame_itself() -> None:
     engine.handle(MemorySeen(0, 2 * MB), 0.1)
     (answer,) = of_kind(AnswerNotRun, engine.handle(ChildGone(0, None, "SIGKILL", initializing=True), 0.2))
     assert answer.reason is NodeReason.INITIALIZER_FAILED
-    assert answer.detail == "memory limit of 1 MB (it used 2 MB), in the initializer"
+    assert answer.detail == "its process ended: memory limit of 1 MB (it used 2 MB)"
 
 
 def test_an_execution_that_was_stopped_in_its_initializer_is_stopped() -> None:
