@@ -129,7 +129,7 @@ def hints(answers: Sequence[ServerAnswer], lanes: Sequence[LaneRow]) -> list[str
     served: Mapping[str, int] = {name: row.workers for name, row in _functions(answers).items()}
     up = [answer.server for answer in answers if not answer.problem]
     return [
-        explain_no_worker(row.lane, served.items(), up[0]).replace("your key", "the key")
+        explain_no_worker(row.lane, served.items(), up[:1]).replace("your key", "the key")
         for row in lanes
         if row.queued and not row.workers
     ]

@@ -7,7 +7,7 @@ function. The number after `gearmap` is the wire version.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 __all__ = ["WIRE_VERSION", "Lane", "control_name", "explain_no_worker", "node_ids"]
@@ -66,10 +66,10 @@ def node_ids(functions: Iterable[str], key_id: str) -> list[str]:
     return found
 
 
-def explain_no_worker(lane: Lane, served: Iterable[tuple[str, int]], server: str) -> str:
-    """Say why nothing runs in `lane`, from the (function name, workers) pairs that a job server lists.
+def explain_no_worker(lane: Lane, served: Iterable[tuple[str, int]], servers: Sequence[str]) -> str:
+    """Say why nothing runs in `lane`, from the (function name, workers) pairs that the job servers list.
 
-    >>> print(explain_no_worker(Lane("gpu", (3, 11), "1f3a77c0"), [("gearmap1.gpu.py312.1f3a77c0", 12)], "head:4730"))
+    >>> print(explain_no_worker(Lane("gpu", (3, 11), "1f3a77c0"), [("gearmap1.gpu.py312.1f3a77c0", 12)], ["head:4730"]))
     no worker serves queue 'gpu' for Python 3.11 with your key (1f3a77c0) on head:4730: 12 serve it with Python 3.12; \
 start one: gearmap worker -s head:4730 -q gpu
     """
@@ -94,6 +94,7 @@ start one: gearmap worker -s head:4730 -q gpu
     there = ": " + ", ".join(facts) if facts else ""
     return (
         f"no worker serves queue {lane.queue!r} for Python {lane.python[0]}.{lane.python[1]} with your key "
-        f"({lane.key_id}) on {server}{there}; start one: gearmap worker -s {server}"
+        f"({lane.key_id}) on {', '.join(servers)}{there}; start one: gearmap worker"
+        + "".join(f" -s {server}" for server in servers)
         + (f" -q {lane.queue}" if lane.queue != "default" else "")
     )

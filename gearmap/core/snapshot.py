@@ -53,5 +53,8 @@ class ProgressSink(Protocol):
     def update(self, snapshot: ProgressSnapshot) -> None:
         """Show the present state."""
 
+    def notice(self, text: str) -> None:
+        """Show why nothing happens, such as that no worker is there; it holds until there are workers."""
+
     def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
         """Show the last state; `note` says how the run ended, empty if all is well."""

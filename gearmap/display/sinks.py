@@ -64,6 +64,9 @@ class NoSink:
     def update(self, snapshot: ProgressSnapshot) -> None:
         """Show nothing."""
 
+    def notice(self, text: str) -> None:
+        """Show nothing."""
+
     def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
         """Show nothing."""
 
@@ -75,12 +78,17 @@ class TqdmSink:
         self._desc = desc
         self._where = where
         self._delay = delay
+        self._notice = ""
         self._bar: Any = None
         self._broken = False
 
     def update(self, snapshot: ProgressSnapshot) -> None:
         """Move the bar; it appears once the run has lasted `delay` seconds."""
         self._show(snapshot, "", is_last=False)
+
+    def notice(self, text: str) -> None:
+        """Say it beside the bar in place of where tasks run, until there are workers."""
+        self._notice = text
 
     def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
         """Leave the bar as it ended, with a word if that was not well."""
@@ -92,8 +100,9 @@ class TqdmSink:
         try:
             if self._bar is None:
                 self._bar = self._make_bar(snapshot)
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
+            if snapshot.workers:
+                self._notice = ""
+            self._bar.set_postfix_str(note or self._notice or self._where, refresh=False)
             self._move(snapshot)
             if is_last:
                 self._bar.close()
@@ -108,7 +117,6 @@ class TqdmSink:
 
         bar = tqdm(total=snapshot.total, desc=self._desc, unit="task", file=sys.stderr, dynamic_ncols=True)
         bar.start_t -= snapshot.elapsed  # the clock runs from the start of the run, not of the bar
-        bar.set_postfix_str(self._where, refresh=False)
         return bar
 
     def _move(self, snapshot: ProgressSnapshot) -> None:

@@ -149,6 +149,7 @@ class ImapRun:
         self._end = self._end or mail.end
         self._wanted = mail.wanted or self._wanted
         if mail.notice:
+            self._sink.notice(mail.notice)
             self._on_notice(mail.notice)
         if mail.snapshot is not None:
             self._last = mail.snapshot

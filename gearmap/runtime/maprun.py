@@ -115,6 +115,7 @@ class MapRun:
             if deadline is not None and time.monotonic() >= deadline:
                 raise self._timed_out(snapshot)
             if notice:
+                self._sink.notice(notice)
                 self._on_notice(notice)
             if wanted and error is None and end is None:
                 self._feed(wanted)

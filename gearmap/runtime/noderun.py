@@ -43,8 +43,12 @@ def encode_node_config(
     lifeline: bool = False,
     quiet: bool = True,
     verbose: bool = False,
+    python: tuple[int, int] | None = None,
 ) -> bytes:
-    """Return the line of configuration for `node_main`. It holds the secret: hand it over by a pipe only."""
+    """Return the line of configuration for `node_main`. It holds the secret: hand it over by a pipe only.
+
+    `python` is for tests: the version that the node says it has.
+    """
     config = {
         "servers": servers,
         "secret": secret.hex(),
@@ -60,6 +64,7 @@ def encode_node_config(
         "lifeline": lifeline,
         "quiet": quiet,
         "verbose": verbose,
+        "python": python,
     }
     return json.dumps(config).encode() + b"\n"
 
@@ -87,7 +92,7 @@ def run_node(config: dict[str, Any], lifeline: int | None) -> int:
         queues=tuple(config["queues"]),
         name=config["name"],
         node_id=config["node_id"],
-        python=(sys.version_info[0], sys.version_info[1]),
+        python=tuple(config.get("python") or sys.version_info[:2]),
         children=ChildSettings(
             environment=tuple((name, value) for name, value in config["environment"]), cwd=config["cwd"]
         ),

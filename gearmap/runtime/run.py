@@ -20,7 +20,8 @@ from typing import Any, Protocol
 
 from gearmap.core import events as ev
 from gearmap.core.engine import RunEngine
-from gearmap.core.names import Lane, explain_no_worker
+from gearmap.core.missing import WorkerWatch
+from gearmap.core.names import Lane
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import GearmapError, JobRejected, ServerUnavailable, WireError
 from gearmap.runtime.futures import ResultBatch
@@ -54,9 +55,6 @@ EXPIRY_SECONDS = 24 * 3600
 
 # Raised: less traffic; lowered: a changed number of workers is seen sooner.
 STATUS_INTERVAL = 1.0
-
-# How long a run with tasks may find no worker before it says so.
-NO_WORKER_SECONDS = 2.0
 
 # Progress for whoever shows it. Raised: less work; lowered: smoother.
 PROGRESS_INTERVAL = 0.1
@@ -177,15 +175,12 @@ class Run:
         self._sent: dict[int, OutcomeReader] = {}
         self._inbox: list[ev.Input] = []
         self._outbox: dict[int, list[JobRequest]] = {}
-        self._workers_on: dict[int, int] = {}
-        self._served: dict[int, tuple[tuple[str, int], ...]] = {}
+        self._watch = WorkerWatch(settings.lane)
         self._rejections = 0
         self._asked_for = False
-        self._noticed = False
         self._began = time.monotonic()
         self._next_status = 0.0
         self._next_progress = 0.0
-        self._waiting_since: float | None = None
         self._awaited: set[int] = set()  # servers that are being tried for who waits in `reach`
         self._handlers: dict[type, Callable[[ServerLink, Any, list[ev.Input], float], None]] = {
             WorkComplete: self._on_complete,
@@ -331,33 +326,25 @@ class Run:
             due = at
         self.waits = self.engine.wants_workers
         if self.waits:
-            due = min(due, self._next_status, self._next_progress)
+            due = min(due, self._next_status, self._next_progress, self._watch.due)
         return due
 
     def _look_around(self, now: float) -> None:
         """Ask how many workers there are, say if there are none, show progress."""
         if not self.engine.wants_workers:
-            self._waiting_since = None
+            self._watch.rest()
             return
+        self._watch.wake(now)
         if now >= self._next_status:
             self._next_status = now + STATUS_INTERVAL
             for link in self.links:
                 link.request_status()
-            self._notice_missing_workers(now)
+        notice = self._watch.notice(now, [str(link.address) for link in self.links]) if now >= self._watch.due else None
+        if notice is not None:
+            self.consumer.noticed(notice)
         if now >= self._next_progress:
             self._next_progress = now + PROGRESS_INTERVAL
             self.consumer.progressed(self.engine.snapshot(now - self._began))
-
-    def _notice_missing_workers(self, now: float) -> None:
-        if not self._workers_on or max(self._workers_on.values()) > 0:
-            self._waiting_since = None
-            return
-        if self._waiting_since is None:
-            self._waiting_since = now
-        elif now - self._waiting_since >= NO_WORKER_SECONDS - STATUS_INTERVAL and not self._noticed:
-            self._noticed = True
-            served = [pair for pairs in self._served.values() for pair in pairs]
-            self.consumer.noticed(explain_no_worker(self.settings.lane, served, str(self.links[0].address)))
 
     # ---------------------------------------------------------------------------------------------------- server events
 
@@ -382,9 +369,11 @@ class Run:
             self.feeder.reached()
 
     def _on_lost(self, link: ServerLink, event: Lost, events: list[ev.Input], now: float) -> None:
-        logger.warning("lost the job server at %s: %s", link.address, event.reason, extra={"action": "lose_server"})
+        logger.warning(
+            "lost the job server at %s: %s; trying again", link.address, event.reason, extra={"action": "lose_server"}
+        )
         events.append(ev.ServerDown(link.number))
-        self._workers_on.pop(link.number, None)
+        self._watch.server_gone(link.number, now)
         for attempt in [attempt for attempt, reader in self._sent.items() if reader.server == link.number]:
             del self._sent[attempt]
         self._unreached(link)
@@ -452,13 +441,10 @@ class Run:
             events.append(ev.AttemptLost(token, ev.LossReason.REJECTED, text))
 
     def _on_status(self, link: ServerLink, event: StatusListing, events: list[ev.Input], now: float) -> None:
-        served = tuple((row.function, row.workers) for row in event.rows)
-        self._served[link.number] = served
-        self._workers_on[link.number] = dict(served).get(self.settings.lane.name, 0)
-        count = max(self._workers_on.values())
+        self._watch.listed(link.number, ((row.function, row.workers) for row in event.rows), now)
+        count = self._watch.count
+        assert count is not None
         events.append(ev.WorkersSeen(count))
-        if count:
-            self._waiting_since = None
 
     def _on_connect_failed(self, link: ServerLink, event: ConnectFailed, events: list[ev.Input], now: float) -> None:
         """Give up if no server has ever answered; later losses are waited out."""

@@ -98,18 +98,26 @@ def start_node(key_file: Path) -> Iterator[Callable[..., Node]]:
     started: list[Node] = []
 
     def start(
-        *servers: ServerProcess, workers: int = 2, queue: str = "default", name: str = "node", **limits: Any
+        *servers: ServerProcess,
+        workers: int = 2,
+        queue: str = "default",
+        name: str = "node",
+        key: Path = key_file,
+        interpreter: str = sys.executable,
+        python: tuple[int, int] | None = None,
+        **limits: Any,
     ) -> Node:
-        lane = lane_of(key_file, queue)
+        lane = lane_of(key, queue, python)
         before = [(server, workers_of(server, lane)) for server in servers]
         process = subprocess.Popen(
-            [sys.executable, "-m", "gearmap.runtime.node_main", "0"], stdin=subprocess.PIPE, start_new_session=True
+            [interpreter, "-m", "gearmap.runtime.node_main", "0"], stdin=subprocess.PIPE, start_new_session=True
         )
         assert process.stdin is not None
         process.stdin.write(
             encode_node_config(
                 servers=tuple((server.host, server.port) for server in servers),
-                secret=bytes.fromhex(key_file.read_text().strip()),
+                secret=bytes.fromhex(key.read_text().strip()),
+                python=python,
                 workers=workers,
                 queues=(queue,),
                 name=name,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -28,6 +30,29 @@ def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADL
         time.sleep(0.01)
 
 
+def in_background(call: Callable[[], Any]) -> Callable[..., Any]:
+    """Run `call` in a thread; return a function that waits for its result."""
+    box: list[Any] = []
+
+    def run() -> None:
+        try:
+            box.append(call())
+        except BaseException as error:
+            box.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def result(timeout: float = 60.0) -> Any:
+        thread.join(timeout)
+        assert not thread.is_alive(), "still waiting"
+        if isinstance(box[0], BaseException):
+            raise box[0]
+        return box[0]
+
+    return result
+
+
 def is_alive(process: psutil.Process) -> bool:
     """Whether a process runs; one that only waits to be reaped does not."""
     try:
@@ -36,10 +61,10 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def lane_of(key_file: Path, queue: str = "default") -> str:
-    """The function name that nodes of this Python and key serve."""
+def lane_of(key_file: Path, queue: str = "default", python: tuple[int, int] | None = None) -> str:
+    """The function name that nodes of this key and Python (by default of ours) serve."""
     secret = bytes.fromhex(key_file.read_text().strip())
-    return Lane(queue, (sys.version_info[0], sys.version_info[1]), seal.key_id(secret)).name
+    return Lane(queue, python or (sys.version_info[0], sys.version_info[1]), seal.key_id(secret)).name
 
 
 def workers_of(server: ServerProcess, function: str) -> int:

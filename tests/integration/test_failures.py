@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from integration_support import is_alive, lane_of, wait_until, workers_of
+from integration_support import in_background, is_alive, lane_of, wait_until, workers_of
 from programs import KINDS, require_kind
 
 import gearmap
@@ -31,29 +30,6 @@ pytestmark = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture(autouse=True)
 def _has_server(kind):
     require_kind(kind)
-
-
-def in_background(call):
-    """Run `call` in a thread; return a function that waits for its result."""
-    box: list[object] = []
-
-    def run():
-        try:
-            box.append(call())
-        except BaseException as error:
-            box.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-
-    def result(timeout=60.0):
-        thread.join(timeout)
-        assert not thread.is_alive(), "still waiting"
-        if isinstance(box[0], BaseException):
-            raise box[0]
-        return box[0]
-
-    return result
 
 
 # ------------------------------------------------------------------------------------------------------- nodes
@@ -221,39 +197,6 @@ def test_an_unreachable_job_server_is_named_with_its_origin_in_time(kind, start_
     assert time.monotonic() - began < 6
     assert f"'127.0.0.1:{server.port}' (from the argument)" in str(caught.value)
     assert "gearmap server" in str(caught.value)
-
-
-def test_missing_workers_are_said_within_seconds_and_a_late_one_is_used(kind, start_server, start_node, connect):
-    server = start_server(kind)
-    start_node(server, queue="other")
-    client = connect(server)
-
-    with (
-        pytest.warns(RuntimeWarning, match=r"no worker serves queue 'default'.*2 serve 'other'") as told,
-        pytest.raises(gearmap.RunTimeout),
-    ):
-        client.map(abs, [-1], timeout=4)
-    assert told[0].filename == __file__  # it points at the caller
-
-    future = client.submit(abs, -1)
-    start_node(server)
-    assert future.result(30) == 1
-
-
-def test_a_worker_with_another_key_is_never_offered_the_work(
-    kind, start_server, start_node, key_file, tmp_path, monkeypatch
-):
-    from gearmap.keyfile import make_key
-
-    server = start_server(kind)
-    start_node(server)
-    make_key(tmp_path / "another")
-    with (
-        gearmap.Client(f"127.0.0.1:{server.port}", key=tmp_path / "another") as client,
-        pytest.warns(RuntimeWarning, match="2 have another key"),
-        pytest.raises(gearmap.RunTimeout),
-    ):
-        client.map(abs, [1], timeout=4)
 
 
 # -------------------------------------------------------------------------------------------------------- clients

@@ -95,12 +95,17 @@ START = "start one: gearmap worker -s head:4730 -q gpu"
 
 
 def explain(*served: tuple[str, int], lane: Lane = HERE) -> str:
-    return explain_no_worker(lane, served, "head:4730")
+    return explain_no_worker(lane, served, ["head:4730"])
 
 
 def test_with_no_one_at_all_it_says_what_is_looked_for_and_how_to_start_one() -> None:
     text = explain()
     assert text == f"no worker serves queue 'gpu' for Python 3.11 with your key ({KEY}) on head:4730; {START}"
+
+
+def test_every_server_is_named_and_stands_in_the_command() -> None:
+    text = explain_no_worker(Lane("default", (3, 11), KEY), (), ["a:1", "b:2"])
+    assert text.endswith("on a:1, b:2; start one: gearmap worker -s a:1 -s b:2")
 
 
 def test_the_default_queue_needs_no_option() -> None:
@@ -146,7 +151,7 @@ def test_who_could_not_help_is_not_mentioned(served: tuple[str, int]) -> None:
 
 @given(lanes, st.lists(st.tuples(lanes.map(lambda lane: lane.name) | st.text(), st.integers(0, 50))))
 def test_it_is_one_line_that_ends_in_a_command_whatever_is_served(lane: Lane, served: list[tuple[str, int]]) -> None:
-    text = explain_no_worker(lane, served, "head:4730")
+    text = explain_no_worker(lane, served, ["head:4730"])
     assert "\n" not in text
     assert "; start one: gearmap worker -s head:4730" in text
     assert lane.key_id in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,7 @@ def test_every_kind_has_a_sink(kind: SinkKind, cls: type) -> None:
 def test_nothing_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     sink = NoSink()
     sink.update(at(100.0))
+    sink.notice("no worker")
     sink.finish(at(100.0), "failed")
     assert capsys.readouterr() == ("", "")
 
@@ -131,6 +133,18 @@ def test_an_unknown_total_is_shown_once_it_is_known(capsys: pytest.CaptureFixtur
     assert "3task" in last_line(capsys.readouterr().err)
     sink.finish(at(2.0, done=7, total=7), "")
     assert "7/7" in last_line(capsys.readouterr().err)
+
+
+def test_a_notice_stands_beside_the_bar_until_there_are_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    sink = make_sink(SinkKind.TQDM, desc=None, where="two servers", explicit=True)
+    sink.notice("no worker: start one")
+    sink.update(replace(at(1.0), workers=0))
+    assert "no worker: start one" in last_line(capsys.readouterr().err)
+    sink.update(replace(at(2.0), workers=1))
+    line = last_line(capsys.readouterr().err)
+    assert "no worker" not in line
+    assert "two servers" in line
+    sink.finish(at(9.0, done=10), "")
 
 
 class Broken(io.StringIO):
