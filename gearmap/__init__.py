@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from gearmap.client import Client, LocalCluster
     from gearmap.config import RunOptions
     from gearmap.runtime.futures import Future
+    from gearmap.runtime.task import Task
+    from gearmap.runtime.task import current_task as current_task
 
 __version__ = "0.1.0"
 
@@ -70,6 +72,7 @@ __all__ = [
     "SealError",
     "SerializationError",
     "ServerUnavailable",
+    "Task",
     "TaskError",
     "TaskTimeout",
     "TransportError",
@@ -82,8 +85,10 @@ _HOME = {
     "Future": "gearmap.runtime.futures",
     "LocalCluster": "gearmap.client",
     "RunOptions": "gearmap.config",
+    "Task": "gearmap.runtime.task",
     "connect": "gearmap.api",
     "current_client": "gearmap.api",
+    "current_task": "gearmap.runtime.task",
     "imap": "gearmap.api",
     "imap_unordered": "gearmap.api",
     "map": "gearmap.api",

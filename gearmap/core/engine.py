@@ -353,7 +353,7 @@ class RunEngine:
             self._next_attempt += 1
             self._attempts[attempt.id] = attempt
             self._in_flight[server] += 1
-            out.append(ev.Submit(attempt.id, server, spans, history.avoid))
+            out.append(ev.Submit(attempt.id, server, spans, history.avoid, history.attempts))
 
     def _roomiest_server(self, now: float) -> int | None:
         """Return the server with the fewest jobs of this run, or None if every window is full."""

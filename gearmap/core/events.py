@@ -238,12 +238,16 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Send a chunk to a job server, under a fresh unique."""
+    """Send a chunk to a job server, under a fresh unique.
+
+    `attempts` says which attempt this is of each of its tasks.
+    """
 
     attempt: int
     server: int
     spans: tuple[Span, ...]
     avoid: tuple[str, ...] = ()
+    attempts: int = 1
 
     @property
     def function(self) -> Hashable:

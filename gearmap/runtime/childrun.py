@@ -21,6 +21,7 @@ from itertools import islice
 from time import perf_counter
 from typing import Any
 
+from gearmap.runtime import task
 from gearmap.runtime.child import COMMIT, FINAL, FRAME, INITIALIZING, LAST, LOADING, ChildSettings, Job, receive
 from gearmap.runtime.coroutines import awaited
 from gearmap.wire import envelope
@@ -71,6 +72,7 @@ class Runner:
         opened, body = self._open(job, prefix)
         header = self._headers.read(opened)
         payloads = envelope.unframe(body)
+        numbers = payloads.pop()[0]
         committer = _Committer(self._pipe, job, prefix.session_id)
         place = (job.number, header.cwd, header.sys_path)
         if place != self._place:
@@ -87,15 +89,18 @@ class Runner:
             committer.cannot_load(error)
             return
         blocks = header.blocks
-        if len(blocks) == 1 and blocks[0].size == 1 and blocks[0].kind is BlockKind.CALLS and blocks[0].run:
+        is_timed = header.task_timeout is not None
+        task.begin_job(job.execution_id, job.worker, header, numbers, self._index)
+        is_single = len(blocks) == 1 and blocks[0].size == 1 and blocks[0].kind is BlockKind.CALLS
+        if is_single and not is_timed and blocks[0].run:
             _run_single(fn, payloads[1], self._index, committer)
         else:
             position = 0
             rest = iter(payloads[1:])
-            is_timed = header.task_timeout is not None
             for block in blocks:
                 taken = list(islice(rest, block.size if block.kind is BlockKind.CALLS else 1))
                 position = self._run_block(fn, block, taken, position, committer, is_timed)
+        task.end_job()
         committer.finish()
 
     def _open(self, job: Job, prefix: envelope.Prefix) -> tuple[bytes, memoryview]:
@@ -165,6 +170,8 @@ class Runner:
             for failed in range(position, stop):
                 committer.failed(failed, error)
             return stop
+        if is_timed:
+            calls = task.timed(calls)
         _run_tasks(call, calls, position, stop, self._index, committer, lambda item: _shown(fn, arguments, item))
         return stop
 
@@ -187,6 +194,7 @@ def _calls(
             position = index[0]
             index[0] = ~position
             args, kwargs = loads(payload)
+            task.start_clock()
             index[0] = position
             return fn(*args, **kwargs)
 

@@ -7,7 +7,7 @@ runs longer than `task_timeout` is not ended, it has failed when it returns; ret
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from gearmap.config import RunOptions, exception_classes
@@ -15,6 +15,7 @@ from gearmap.core.events import TimeOutTask
 from gearmap.runtime.coroutines import awaited
 from gearmap.runtime.futures import Future
 from gearmap.runtime.givenup import GivenUp
+from gearmap.runtime.task import Task, running_inline
 from gearmap.wire.serializer import dump_function, dumps, loads
 
 __all__ = ["imap_inline", "run_inline", "submit_inline"]
@@ -87,8 +88,10 @@ def _run(
         error: Exception | None = None
         result: Any = None
         began = perf_counter()
+        deadline = None if limit is None else monotonic() + limit
         try:
-            result = _call(fn, args, kwargs, task)
+            with running_inline(Task(task, attempt, "inline", deadline, "inline", 0)):
+                result = _call(fn, args, kwargs, task)
         except Exception as raised:
             error = raised
         if limit is not None and perf_counter() - began > limit:

@@ -9,7 +9,7 @@ and their arguments only; their header is the same bytes.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from gearmap.runtime.sentcall import SentCall
 from gearmap.runtime.tenancy import Tenancy
 from gearmap.wire import envelope, seal
 from gearmap.wire.framing import Payload
-from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader
+from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader, encode_numbers
 
 __all__ = ["JobWriter", "Place"]
 
@@ -113,17 +113,22 @@ class JobWriter:
         self._functions.clear()
         self._headers.clear()
 
-    def seal(self, chunk: ev.Submit, *, expiry: int) -> tuple[str, bytes | envelope.SealedMessage, OutcomeReader]:
+    def seal(
+        self, chunk: ev.Submit, tasks: Sequence[ev.TaskRange], *, expiry: int
+    ) -> tuple[str, bytes | envelope.SealedMessage, OutcomeReader]:
         """Return a fresh unique, the job of the chunk sealed for it, and what reads its outcomes.
 
         Parameters
         ----------
+        tasks
+            Which tasks these are, in the chunk's order.
         expiry
             Unix time in seconds.
         """
         prepared, self._prepared = self._prepared, None
         unique, name, context, sealer = prepared or self._make_sealer()
         header, body = self._content(chunk)
+        body.append((encode_numbers(tasks),))
         sealed = envelope.seal_now(
             kind=envelope.Kind.JOB,
             key=sealer,
@@ -164,10 +169,10 @@ class JobWriter:
         if n_calls:
             blocks.append((BlockKind.CALLS, n_calls, [(0, n_calls)]))
         content = tuple((kind, size, tuple(run)) for kind, size, run in blocks)
-        return self._header(digest, chunk.avoid, place, content), body
+        return self._header(digest, chunk.avoid, chunk.attempts, place, content), body
 
-    def _header(self, digest: bytes, avoid: tuple[str, ...], place: Place, blocks: _Blocks) -> bytes:
-        content = (digest, avoid, place, blocks)
+    def _header(self, digest: bytes, avoid: tuple[str, ...], attempt: int, place: Place, blocks: _Blocks) -> bytes:
+        content = (digest, avoid, attempt, place, blocks)
         encoded = self._headers.get(content)
         if encoded is None:
             header = JobHeader(
@@ -180,6 +185,7 @@ class JobWriter:
                 initializer=self._tenancy is not None,
                 max_tasks_per_child=self._max_tasks_per_child,
                 avoid=avoid,
+                attempt=attempt,
                 level=self._level,
                 cwd=place.cwd,
                 sys_path=place.sys_path,

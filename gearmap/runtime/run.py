@@ -483,14 +483,15 @@ class Run:
         self._close()
 
     def _submit(self, instruction: ev.Submit, again: list[ev.Input]) -> None:
-        cancelled = [task for first, stop in _task_ranges(instruction) for task in self.consumer.claim(first, stop)]
+        tasks = _task_ranges(instruction)
+        cancelled = [task for first, stop in tasks for task in self.consumer.claim(first, stop)]
         if cancelled:
             again.append(ev.AttemptLost(instruction.attempt, ev.LossReason.UNSENT, "a task was cancelled"))
             again.extend(ev.CancelTask(task) for task in cancelled)
             return
         attempt, server = instruction.attempt, instruction.server
         expiry = int(time.time()) + EXPIRY_SECONDS
-        unique, sealed, self._sent[attempt] = self._writer.seal(instruction, expiry=expiry)
+        unique, sealed, self._sent[attempt] = self._writer.seal(instruction, tasks, expiry=expiry)
         priority: Any = self.settings.priority  # checked where it was given
         request = JobRequest(attempt, self._writer.function_name, unique, sealed, priority)
         self._outbox.setdefault(server, []).append(request)

@@ -32,10 +32,10 @@ ALIGNMENT = 64
 _U32_BYTES = 4
 _U64_BYTES = 8
 _PADDING = bytes(ALIGNMENT)
-# The tables of one payload that is a pickle stream only, as nearly every outcome has it, and of two of them, as the job
-# of one call has them.
+# The tables of one payload that is one buffer only, as nearly every outcome has it, and of three of them, as the job of
+# one call has them.
 _ONE_STREAM = struct.Struct("<IIQ")
-_TWO_STREAMS = struct.Struct("<IIIQQ")
+_THREE_STREAMS = struct.Struct("<IIIIQQQ")
 
 
 def flat_view(buffer: Buffer) -> memoryview:
@@ -101,11 +101,13 @@ def unframe(data: Buffer) -> list[list[memoryview]]:
     n_bytes, start = len(view), _ONE_STREAM.size
     if n_bytes >= start and _ONE_STREAM.unpack_from(view) == (1, 1, n_bytes - start):
         return [[view[start:]]]
-    start = _TWO_STREAMS.size
+    start = _THREE_STREAMS.size
     if n_bytes >= start:
-        n_payloads, one, two, first, second = _TWO_STREAMS.unpack_from(view)
-        if (n_payloads, one, two, start + first + second) == (2, 1, 1, n_bytes):
-            return [[view[start : start + first]], [view[start + first :]]]
+        n_payloads, one, two, three, first, second, third = _THREE_STREAMS.unpack_from(view)
+        middle = start + first
+        last = middle + second
+        if (n_payloads, one, two, three, last + third) == (3, 1, 1, 1, n_bytes):
+            return [[view[start:middle]], [view[middle:last]], [view[last:]]]
     counts, lengths, position = _read_table(view)
     if len(counts) == len(lengths) == counts.count(1) and position + sum(lengths) == len(view):
         ends = accumulate(lengths, initial=position)

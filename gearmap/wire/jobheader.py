@@ -7,14 +7,18 @@ Rule 2: reading is total. Bytes give a `JobHeader` or `EnvelopeError`; unknown k
 
 The body is `frame([function, block, block, ...])`, one payload for each block in `JobHeader.blocks`; where the header
 says `initializer`, a payload `(initializer, initargs)` stands between function and blocks, and where it says
-`retry_exceptions`, a tuple of classes just before the blocks. The tasks that the blocks' `run` ranges select, in order
-over all blocks, have the positions 0, 1, 2, ... of the job.
+`retry_exceptions`, a tuple of classes just before the blocks. The last payload is no pickle: it tells which tasks of
+the run these are (`encode_numbers`). The tasks that the blocks' `run` ranges select, in order over all blocks, have the
+positions 0, 1, 2, ... of the job.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import starmap
 from typing import Any
 
 from gearmap.errors import EnvelopeError
@@ -33,11 +37,13 @@ from gearmap.wire.jsonvalues import (
     read_str,
 )
 
-__all__ = ["BlockHeader", "BlockKind", "HeaderMemo", "JobHeader"]
+__all__ = ["BlockHeader", "BlockKind", "HeaderMemo", "JobHeader", "encode_numbers", "task_number"]
 
 # Headers that a reader keeps. Raised: fewer are parsed again where many runs alternate; lowered: less memory.
 _KEPT_HEADERS = 64
 _KEPT_HEADER_BYTES = 8192
+
+_NUMBERS = struct.Struct("<QQ")  # tasks of the run: from, to
 
 
 class BlockKind(str, Enum):
@@ -93,6 +99,8 @@ class JobHeader:
         Whether the body brings the classes of the exceptions that are retried; without them, `Exception` is.
     avoid
         Names of workers that should not take the job.
+    attempt
+        Which attempt this is of each of the tasks, from 1.
     level
         Nesting level, 0 outside of tasks.
     cwd, sys_path
@@ -113,6 +121,7 @@ class JobHeader:
     task_timeout: float | None = None
     retry_exceptions: bool = False
     avoid: tuple[str, ...] = ()
+    attempt: int = 1
     level: int = 0
     cwd: str | None = None
     sys_path: tuple[str, ...] | None = None
@@ -141,6 +150,8 @@ class JobHeader:
             values["retry_exceptions"] = True
         if self.avoid:
             values["avoid"] = self.avoid
+        if self.attempt != 1:
+            values["attempt"] = self.attempt
         if self.level:
             values["level"] = self.level
         if self.cwd is not None:
@@ -174,6 +185,7 @@ class JobHeader:
             task_timeout=read_number(values, "task_timeout") if "task_timeout" in values else None,
             retry_exceptions=read_bool(values, "retry_exceptions"),
             avoid=as_strings(read_list(values, "avoid"), "avoid"),
+            attempt=read_int(values, "attempt") if "attempt" in values else 1,
             level=read_int(values, "level"),
             cwd=read_str(values, "cwd") if "cwd" in values else None,
             sys_path=as_strings(read_list(values, "sys_path"), "sys_path") if "sys_path" in values else None,
@@ -200,6 +212,29 @@ class HeaderMemo:
                     self._known.clear()
                 self._known[data] = header
         return header
+
+
+def encode_numbers(ranges: Sequence[tuple[int, int]]) -> bytes:
+    """Return the numbers of a job's tasks, in the order of their positions.
+
+    >>> task_number(encode_numbers([(7, 9), (20, 30)]), 3)
+    21
+    """
+    if len(ranges) == 1:
+        return _NUMBERS.pack(*ranges[0])
+    return b"".join(starmap(_NUMBERS.pack, ranges))
+
+
+def task_number(numbers: Buffer, position: int) -> int | None:
+    """Return which task of its run stands at a position of the job, or None if none does.
+
+    >>> task_number(encode_numbers([(7, 9)]), 2)
+    """
+    for start, stop in _NUMBERS.iter_unpack(numbers):
+        if position < stop - start:
+            return int(start + position)
+        position -= stop - start
+    return None
 
 
 def _encode_block(block: BlockHeader) -> list[Any]:

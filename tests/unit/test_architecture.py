@@ -102,6 +102,7 @@ MAY_HOLD_STATE = {
     "gearmap.current": "which client is current",
     "gearmap.api": "the client that was started by itself",
     "gearmap.runtime.child": "whether this process is a child",
+    "gearmap.runtime.task": "the job that this process runs",
     "gearmap.runtime.forking": "who is told in a process that was forked",
     "gearmap.transport.connection": "sockets to close in a forked child",
 }

@@ -1,0 +1,200 @@
+"""What a task can learn about itself, and what has to end with the job that it is part of.
+
+What must not live here: running tasks (`childrun`, `inline`).
+
+Rule 1: a process runs one job at a time, whatever threads its tasks start; so what is said of it belongs to the module.
+Rule 2: nothing happens for each task. Which one runs stands in the memory that is shared with the node, and is looked
+up when somebody asks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from gearmap.wire.framing import Buffer
+    from gearmap.wire.jobheader import JobHeader
+
+__all__ = [
+    "Task",
+    "at_end_of_job",
+    "begin_job",
+    "current_task",
+    "end_job",
+    "running_execution",
+    "running_header",
+    "running_inline",
+    "start_clock",
+    "timed",
+]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The task that runs; see `current_task`.
+
+    Attributes
+    ----------
+    index
+        Which of the run's tasks it is, from 0: the position of its arguments, or of its `submit`.
+    attempt
+        Which attempt at it this is, from 1.
+    worker
+        The name of the worker that runs it.
+    deadline
+        When it is stopped, in seconds of `time.monotonic()`; None without a `task_timeout`.
+    run_id
+        The run that it belongs to: the same for all tasks of a map.
+    level
+        How deep it is nested: 0 unless another task has asked for it.
+    """
+
+    index: int
+    attempt: int
+    worker: str
+    deadline: float | None
+    run_id: str
+    level: int
+
+
+class _Job(NamedTuple):
+    """The job that this process runs."""
+
+    execution_id: bytes
+    worker: str
+    header: JobHeader
+    numbers: Buffer
+    position: memoryview  # in the memory that is shared with the node
+
+    def task(self) -> Task | None:
+        from gearmap.wire.jobheader import task_number
+
+        position = self.position[0]
+        number = None if position < 0 else task_number(self.numbers, position)
+        if number is None:
+            return None
+        header, timeout = self.header, self.header.task_timeout
+        deadline = None if timeout is None else _clock + timeout
+        return Task(number, header.attempt, self.worker, deadline, header.run, header.level)
+
+
+_job: _Job | None = None
+_clock = 0.0  # when the running task has begun; kept only for tasks that may run out of time
+_endings: list[Callable[[], None]] = []
+_lock = threading.Lock()
+_inline: ContextVar[Task | None] = ContextVar("gearmap_inline_task", default=None)
+
+
+def current_task() -> Task | None:
+    """Return what is known of the task that calls this, or None outside of tasks.
+
+    Threads that the task starts get the same answer, processes that it starts get None.
+
+    Examples
+    --------
+    >>> with gearmap.LocalCluster(0):
+    ...     gearmap.map(lambda x: gearmap.current_task().index, "abc")
+    [0, 1, 2]
+    """
+    job = _job
+    return _inline.get() if job is None else job.task()
+
+
+# ------------------------------------------------------------------------------------------ for those who run tasks
+
+
+def begin_job(execution_id: bytes, worker: str, header: JobHeader, numbers: Buffer, index: memoryview) -> None:
+    """From now on this process runs tasks of a job; `index` tells which."""
+    global _job
+    _job = _Job(execution_id, worker, header, numbers, index)
+
+
+def end_job() -> None:
+    """The job's tasks are done: whatever was to end with them ends now."""
+    global _job
+    _job = None
+    if _endings:
+        _call_endings()
+
+
+def timed(items: Iterator[T]) -> Iterator[T]:
+    """Yield what belongs to one task after the other, and note when each begins."""
+    for item in items:
+        start_clock()
+        yield item
+
+
+def start_clock() -> None:
+    """Note that a task begins now."""
+    global _clock
+    _clock = monotonic()
+
+
+@contextmanager
+def running_inline(task: Task) -> Iterator[None]:
+    """What runs inside runs as a task, in the process that asked for it."""
+    token = _inline.set(task)
+    try:
+        yield
+    finally:
+        _inline.reset(token)
+
+
+# -------------------------------------------------------------------------------------------- for what a task uses
+
+
+def running_execution() -> bytes | None:
+    """Return the id of the execution that this process runs, or None."""
+    job = _job
+    return None if job is None else job.execution_id
+
+
+def running_header() -> JobHeader | None:
+    """Return the header of the job that this process runs, or None."""
+    job = _job
+    return None if job is None else job.header
+
+
+def at_end_of_job(call: Callable[[], None]) -> None:
+    """Have `call` called when the tasks of the job that runs now are done; at once if none runs."""
+    with _lock:
+        is_running = _job is not None
+        if is_running:
+            _endings.append(call)
+    if not is_running:
+        call()
+
+
+def _call_endings() -> None:
+    with _lock:
+        endings = list(_endings)
+        _endings.clear()
+    for call in endings:
+        try:
+            call()
+        except Exception:
+            logger.exception("what was to end with a job did not", extra={"action": "end_job"})
+
+
+def _after_fork_in_child() -> None:
+    """A process that a task has started runs no task."""
+    global _job, _lock
+    _job = None
+    _lock = threading.Lock()
+    _endings.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
