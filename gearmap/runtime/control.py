@@ -18,12 +18,9 @@ from gearmap.transport.events import AssignedJob, JobAssigned
 from gearmap.transport.worker import WorkerLinks
 from gearmap.wire import envelope, seal
 
-__all__ = ["ControlDesk", "open_answer", "seal_request"]
+__all__ = ["ControlDesk"]
 
 logger = logging.getLogger(__name__)
-
-# A control request is acted on now or not at all.
-REQUEST_SECONDS = 60
 
 
 class ControlDesk:
@@ -92,39 +89,3 @@ class ControlDesk:
                 self._drain(max(0.0, float(grace)))
                 return {"ok": True}
         return {"ok": False, "error": f"unknown operation {request.get('op')!r}"}
-
-
-def seal_request(
-    request: dict[str, Any], *, secret: bytes, session_id: bytes, function: str, unique: str, now: float
-) -> bytes:
-    """Return the sealed request; `now` is wall time in seconds."""
-    key = seal.job_key(seal.session_key(secret, session_id), unique.encode())
-    return envelope.seal_message(
-        kind=envelope.Kind.JOB,
-        key=key,
-        session_id=session_id,
-        expiry=int(now) + REQUEST_SECONDS,
-        context=envelope.make_context(function.encode(), unique.encode()),
-        header=json.dumps(request).encode(),
-    ).to_bytes()
-
-
-def open_answer(data: bytes | bytearray, *, secret: bytes, function: str, unique: str) -> dict[str, Any]:
-    """Return a node's answer.
-
-    Raises
-    ------
-    WireError
-        If it does not open or is not an answer.
-    """
-    prefix = envelope.parse_prefix(data)
-    session_key = seal.session_key(secret, prefix.session_id)
-    key = seal.node_key(session_key, unique.encode(), prefix.execution_id)
-    context = envelope.make_context(function.encode(), unique.encode())
-    try:
-        answer = json.loads(envelope.open_header(data, prefix, key, context))
-    except ValueError as error:
-        raise WireError(f"a control answer that is not JSON: {error}") from None
-    if not isinstance(answer, dict):
-        raise WireError("a control answer that is not an object")
-    return answer

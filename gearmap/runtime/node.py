@@ -409,7 +409,7 @@ class Node:
         if work is None:
             return
         position = self._position(worker)
-        outcome = Outcome(worker=worker.name, beat=position)
+        outcome = Outcome(worker=worker.name, node=self.settings.node_id, beat=position)
         worker.links.send_data(work.job, work.sealed(outcome))
         size = work.header.n_tasks
         worker.links.send_status(work.job, position or 0, size)

@@ -51,9 +51,11 @@ class OutcomeReader:
         The number of the job server that has the attempt.
     function
         The function that its tasks call.
+    nodes
+        Which node has each execution that has told of itself, if any has.
     """
 
-    __slots__ = ("_context", "_session_id", "_session_key", "_unique", "_writers", "function", "server")
+    __slots__ = ("_context", "_session_id", "_session_key", "_unique", "_writers", "function", "nodes", "server")
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class OutcomeReader:
         self._unique = unique
         self._context = context
         self._writers: dict[tuple[envelope.Kind, bytes], _Writer] = {}
+        self.nodes: dict[bytes, str] | None = None
 
     def read(self, attempt: int, data: Any) -> Opened:
         """Return the events in one packet's data, each with the batches of its results.
@@ -113,6 +116,8 @@ class OutcomeReader:
         decoded = decode_outcome(header, body)
         outcome = decoded.outcome
         if prefix.kind is envelope.Kind.NODE and outcome.not_run is None:
+            if outcome.node:
+                self.nodes = (self.nodes or {}) | {prefix.execution_id: outcome.node}
             return ev.Beat(attempt, prefix.execution_id, outcome.worker, outcome.beat), []
         return _event(attempt, prefix.execution_id, decoded)
 

@@ -30,6 +30,7 @@ from gearmap.runtime.jobwriter import JobWriter, Place
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.sentcall import SentCall
 from gearmap.runtime.serverlink import ServerLink
+from gearmap.runtime.stopping import STOP_TOKEN, stop_requests
 from gearmap.runtime.tenancy import Tenancy
 from gearmap.transport.events import (
     Connected,
@@ -432,6 +433,8 @@ class Run:
 
     def _on_rejected(self, link: ServerLink, event: Rejected, events: list[ev.Input], now: float) -> None:
         token: Any = event.token
+        if token == STOP_TOKEN:
+            return
         text = f"{event.code}: {event.text}"
         self._sent.pop(token, None)
         self._rejections += 1
@@ -472,7 +475,19 @@ class Run:
         self._writer.drop_block(instruction.block)
 
     def _cancel_attempt(self, instruction: ev.CancelAttempt, again: list[ev.Input]) -> None:
-        """The session's end does it; one attempt of a living session is stopped from M2 on."""
+        """Stop it where it runs, while the session goes on; its end drops and stops everything by itself."""
+        reader = self._sent.get(instruction.attempt)
+        if reader is None or not reader.nodes or self.engine.ended:
+            return
+        settings = self.settings
+        requests = stop_requests(
+            reader.nodes,
+            key_id=settings.lane.key_id,
+            session_key=settings.session_key,
+            session_id=settings.session_id,
+            now=time.time(),
+        )
+        self._outbox.setdefault(reader.server, []).extend(requests)
 
     def _break(self, instruction: ev.BreakRun, again: list[ev.Input]) -> None:
         if instruction.kind is ev.NotRunKind.INITIALIZER_FAILED:

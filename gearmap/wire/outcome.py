@@ -122,6 +122,8 @@ class Outcome:
         Whether the execution says nothing after this.
     worker
         Name of the worker.
+    node
+        Id of the node, whose control function can stop the execution; with beats only.
     beat
         The task that is being run, or None if this is no beat. With CHILD_DIED and TIMED_OUT the task that is to blame.
     """
@@ -134,6 +136,7 @@ class Outcome:
     count: int = 0
     final: bool = False
     worker: str = ""
+    node: str = ""
     beat: int | None = None
 
 
@@ -339,6 +342,8 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
         values["count"] = outcome.count
     if outcome.final:
         values["final"] = True
+    if outcome.node:
+        values["node"] = outcome.node
     if outcome.beat is not None:
         values["beat"] = outcome.beat
     return values
@@ -356,6 +361,7 @@ def _from_json(values: dict[str, Any]) -> tuple[Outcome, list[bool]]:
         count=read_int(values, "count"),
         final=read_bool(values, "final"),
         worker=read_str(values, "worker"),
+        node=read_str(values, "node"),
         beat=read_int(values, "beat") if "beat" in values else None,
     )
     return outcome, pickled

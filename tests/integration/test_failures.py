@@ -17,7 +17,7 @@ from programs import KINDS, require_kind
 
 import gearmap
 from gearmap.core.names import control_name, node_ids
-from gearmap.runtime.control import open_answer, seal_request
+from gearmap.runtime.controlrequest import open_answer, seal_request
 from gearmap.transport import admin
 from gearmap.transport.client import ServerSession
 from gearmap.transport.events import Connected, JobRequest, WorkComplete, WorkFailed
@@ -378,9 +378,10 @@ def ask_node(server, function, request, secret):
     """Ask a node's control function as a client of it would."""
     poller = Poller()
     session = ServerSession((server.host, server.port))
-    unique = os.urandom(8).hex()
+    unique, session_id = os.urandom(8).hex(), os.urandom(16)
+    key = seal.session_key(secret, session_id)
     sealed = seal_request(
-        request, secret=secret, session_id=os.urandom(16), function=function, unique=unique, now=time.time()
+        request, session_key=key, session_id=session_id, function=function, unique=unique, now=time.time()
     )
     session.start(time.monotonic())
     poller.add(session)
@@ -392,7 +393,7 @@ def ask_node(server, function, request, secret):
                 if isinstance(event, Connected):
                     session.submit([JobRequest(1, function, unique, sealed)])
                 elif isinstance(event, WorkComplete):
-                    return open_answer(event.data, secret=secret, function=function, unique=unique)
+                    return open_answer(event.data, session_key=key, function=function, unique=unique)
                 elif isinstance(event, WorkFailed):
                     return None
             poller.update(session)

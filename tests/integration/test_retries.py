@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
+import psutil
 import pytest
+from integration_support import wait_until
 
 import gearmap
 
@@ -213,3 +216,26 @@ def test_exceptions_to_retry_decide_on_timeouts_too(cluster, hanging, classes, r
     with pytest.raises(gearmap.TaskTimeout):
         cluster.options(retry_delay=0).map(task, [0], task_timeout=0.2, retries=1, retry_exceptions=classes)
     assert len(task.times()) == runs
+
+
+# ---------------------------------------------------------------------------------------------------------- given up
+
+
+def test_an_execution_that_nobody_waits_for_any_more_is_stopped_while_its_run_goes_on(cluster, tmp_path, monkeypatch):
+    # given a client that takes a worker for lost between its first beat and its second
+    monkeypatch.setattr("gearmap.core.engine.BEAT_TIMEOUT", 1.0)
+    pids = tmp_path / "pids"
+
+    def work():
+        with pids.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if len(pids.read_text().splitlines()) == 1:
+            time.sleep(60)
+        return "the second"
+
+    # when
+    future = cluster.submit(work)
+    # then
+    assert future.result(60) == "the second"
+    first = int(pids.read_text().splitlines()[0])
+    wait_until(lambda: not psutil.pid_exists(first), "the first execution is stopped", 10.0)

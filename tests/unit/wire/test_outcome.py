@@ -58,6 +58,7 @@ outcomes = st.builds(
     count=st.integers(0, 10**9),
     final=st.booleans(),
     worker=st.text(max_size=10),
+    node=st.text(max_size=10),
     beat=st.none() | st.integers(0, 10**9),
 )
 
@@ -187,6 +188,7 @@ def test_a_beat_is_a_few_bytes():
         {"count": 1.5},
         {"final": 1},
         {"worker": None},
+        {"node": 1},
         {"beat": None},
         {"beat": True},
     ],

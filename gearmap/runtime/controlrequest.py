@@ -1,0 +1,53 @@
+"""Requests to a node's control function, as a client makes them, and their answers.
+
+What must not live here: what a node does about them (`control`).
+
+Law of the file: JSON in sealed envelopes, never a pickle. Whoever has a session may ask under its key.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gearmap.errors import WireError
+from gearmap.wire import envelope, seal
+
+__all__ = ["REQUEST_SECONDS", "open_answer", "seal_request"]
+
+# A control request is acted on now or not at all.
+REQUEST_SECONDS = 60
+
+
+def seal_request(
+    request: dict[str, Any], *, session_key: bytes, session_id: bytes, function: str, unique: str, now: float
+) -> bytes:
+    """Return the sealed request; `now` is wall time in seconds."""
+    return envelope.seal_message(
+        kind=envelope.Kind.JOB,
+        key=seal.job_key(session_key, unique.encode()),
+        session_id=session_id,
+        expiry=int(now) + REQUEST_SECONDS,
+        context=envelope.make_context(function.encode(), unique.encode()),
+        header=json.dumps(request).encode(),
+    ).to_bytes()
+
+
+def open_answer(data: bytes | bytearray, *, session_key: bytes, function: str, unique: str) -> dict[str, Any]:
+    """Return a node's answer.
+
+    Raises
+    ------
+    WireError
+        If it does not open or is not an answer.
+    """
+    prefix = envelope.parse_prefix(data)
+    key = seal.node_key(session_key, unique.encode(), prefix.execution_id)
+    context = envelope.make_context(function.encode(), unique.encode())
+    try:
+        answer = json.loads(envelope.open_header(data, prefix, key, context))
+    except ValueError as error:
+        raise WireError(f"a control answer that is not JSON: {error}") from None
+    if not isinstance(answer, dict):
+        raise WireError("a control answer that is not an object")
+    return answer
