@@ -36,10 +36,11 @@ from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
 from gearmap.keyfile import load_key, load_or_make_key
 from gearmap.runtime import child
 from gearmap.runtime.callrun import MAX_BLOCK_CALLS, CallRun
+from gearmap.runtime.consumer import Consumer
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.folder import CurrentFolder
 from gearmap.runtime.forking import watch_forks
-from gearmap.runtime.run import Consumer, Place, Run, RunSettings
+from gearmap.runtime.run import Place, Run, RunSettings
 from gearmap.runtime.tenancy import Tenancy, make_tenancy
 from gearmap.wire import seal
 from gearmap.wire.framing import Payload

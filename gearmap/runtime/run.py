@@ -16,14 +16,14 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.core.engine import RunEngine
 from gearmap.core.missing import WorkerWatch
 from gearmap.core.names import Lane
-from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import GearmapError, JobRejected, ServerUnavailable, WireError
+from gearmap.runtime.consumer import Consumer, Feeder
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.givenup import GivenUp, broken_run
 from gearmap.runtime.jobwriter import JobWriter, Place
@@ -47,7 +47,7 @@ from gearmap.transport.events import (
 from gearmap.wire.framing import Payload
 from gearmap.wire.jobheader import BlockKind
 
-__all__ = ["Consumer", "Feeder", "Place", "Run", "RunSettings"]
+__all__ = ["Place", "Run", "RunSettings"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,57 +65,6 @@ MAX_REJECTIONS = 20
 
 _NEVER = float("inf")
 _TICK = ev.Tick()
-
-
-class Consumer(Protocol):
-    """Whoever wants a run's results. Called in the driver thread, must not block."""
-
-    def claim(self, first: int, stop: int) -> Sequence[int]:
-        """The tasks are about to be sent; return those that were cancelled meanwhile."""
-
-    def delivered(self, first: int, size: int, batch: ResultBatch, offset: int, worker: str) -> None:
-        """Results for the tasks `first .. first + size`."""
-
-    def failed(self, task: int, failure: Any, attempts: int, worker: str) -> None:
-        """The task raised, for good."""
-
-    def gave_up(self, task: int, reason: GivenUp) -> None:
-        """The task took too many workers with it, or ran too long."""
-
-    def broken(self, error: GearmapError) -> None:
-        """The run cannot go on."""
-
-    def wanted(self, size: int) -> None:
-        """Another block of `size` tasks is wanted."""
-
-    def progressed(self, snapshot: ProgressSnapshot) -> None:
-        """Counts have changed, or time has passed."""
-
-    def noticed(self, text: str) -> None:
-        """Something that a person should know, once."""
-
-    def ended(self, snapshot: ProgressSnapshot) -> None:
-        """Nothing will come any more."""
-
-
-class Feeder(Protocol):
-    """Whoever has blocks for a run at any time, without being asked. Called in the driver thread."""
-
-    @property
-    def has_more(self) -> bool:
-        """Whether there is something to add."""
-
-    def feed(self, *, saturated: bool) -> bool:
-        """Add what there is to the run; return whether there was anything.
-
-        While the run is `saturated` with tasks nobody needs to wake the driver for more: it asks again by itself.
-        """
-
-    def reached(self) -> None:
-        """A job server is connected."""
-
-    def unreached(self, error: ServerUnavailable | None) -> None:
-        """No job server is connected; `error` says so to who has asked (`Run.reach`), if it has turned out just now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
