@@ -151,6 +151,11 @@ class NodeEngine:
         """Return whose execution a child runs, or None."""
         return self._workers_of.get(child)
 
+    def child_of(self, worker: int) -> int | None:
+        """Return which child runs a worker's execution, or None."""
+        execution = self._executions[worker]
+        return None if execution is None else execution.child
+
     def handle(self, event: ne.Input, now: float) -> list[ne.Instruction]:
         """Take in one event; return what to do."""
         out: list[ne.Instruction] = []

@@ -24,9 +24,9 @@ from gearmap.core import node_events as ne
 from gearmap.core.names import Lane, control_name
 from gearmap.core.node_engine import NodeEngine
 from gearmap.errors import WireError
-from gearmap.runtime.children import Child, Committed, Ended, Ready, child_context
+from gearmap.runtime.childpool import ChildPool
+from gearmap.runtime.children import Child, Committed, Ended, Ready
 from gearmap.runtime.control import ControlDesk
-from gearmap.runtime.memory_use import MemoryMeter
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.work import JobOpener, Work
 from gearmap.transport.events import (
@@ -89,11 +89,9 @@ class Node:
             memory_limit=settings.memory_limit,
             max_tasks_per_child=settings.max_tasks_per_child,
         )
-        self._meter = MemoryMeter()
         self._poller = Poller()
         self._waker = Waker()
-        self._context = child_context()
-        self._children: dict[int, Child] = {}
+        self._children = ChildPool(settings.children, watch=self._watch, unwatch=self._unwatch)
         self._workers: list[_Worker] = []
         self._owners: dict[Any, _Worker | Child | ControlDesk] = {}
         self._touched: set[_Worker | Child | ControlDesk] = set()
@@ -172,9 +170,16 @@ class Node:
     def _open(self, links: WorkerLinks, owner: _Worker | ControlDesk, now: float) -> None:
         links.start(now)
         for link in links.links:
-            self._owners[link] = owner
-            self._poller.add(link)
+            self._watch(link, owner)
         self._touched.add(owner)
+
+    def _watch(self, pollable: Any, owner: _Worker | Child | ControlDesk) -> None:
+        self._owners[pollable] = owner
+        self._poller.add(pollable)
+
+    def _unwatch(self, pollable: Any) -> None:
+        self._owners.pop(pollable, None)
+        self._poller.remove(pollable)
 
     def _step(self) -> None:
         """One round. Only who was touched is looked at: a round must not cost more the more workers there are."""
@@ -292,7 +297,7 @@ class Node:
             elif isinstance(report, Ready):
                 self._do(ne.ChildReady(child.number))
             elif isinstance(report, Ended):
-                self._forget_child(child)
+                self._children.forget(child)
                 is_initializing = report.position is None
                 self._do(ne.ChildGone(child.number, report.position, report.detail, is_initializing))
 
@@ -312,31 +317,18 @@ class Node:
             self._carriers[type(instruction)](instruction)
 
     def _start_child(self, instruction: ne.StartChild) -> None:
-        number = instruction.child
-        child = Child(number, self._context, self.settings.children)
-        child.start()
-        self._children[number] = child
-        for pollable in (child, child.sentinel):
-            self._owners[pollable] = child
-            self._poller.add(pollable)
+        self._children.start(instruction.child)
 
     def _kill_child(self, instruction: ne.KillChild) -> None:
-        child = self._children.get(instruction.child)
-        if child is not None:
-            child.kill()
-
-    def _forget_child(self, child: Child) -> None:
-        self._children.pop(child.number, None)
-        for pollable in (child, child.sentinel):
-            self._owners.pop(pollable, None)
-            self._poller.remove(pollable)
+        self._children.kill(instruction.child)
 
     def _run_job(self, instruction: ne.RunJob) -> None:
         worker = self._workers[instruction.worker]
         work = worker.work
         assert work is not None
-        head = work.head_for_child(worker.name, worker.index)
-        self._children[instruction.child].send_job(head, work.job.data)
+        child = self._children.get(instruction.child)
+        assert child is not None
+        child.send_job(work.head_for_child(worker.name, worker.index), work.job.data)
 
     def _forward(self, instruction: ne.Forward) -> None:
         worker = self._workers[instruction.worker]
@@ -367,16 +359,11 @@ class Node:
             self._do(ne.TaskSeen(child.number, child.running))
 
     def _look_at_memory(self, instruction: ne.LookAtMemory) -> None:
-        children = [self._children[number] for number in instruction.children if number in self._children]
         if self.settings.memory_limit is None:
-            for child in children:
-                child.saw_memory()
+            self._children.note_high_water(instruction.children)
             return
-        used = self._meter.measure([child.pid for child in children if child.pid is not None], time.monotonic())
-        for child in children:
-            used_bytes = used.get(child.pid or 0, 0)
-            child.saw_memory(used_bytes)
-            self._do(ne.MemorySeen(child.number, used_bytes))
+        for number, used_bytes in self._children.measure(instruction.children, time.monotonic()):
+            self._do(ne.MemorySeen(number, used_bytes))
 
     def _pause(self, instruction: ne.Pause) -> None:
         for worker in self._workers:
@@ -416,10 +403,8 @@ class Node:
         self._touched.add(worker)
 
     def _position(self, worker: _Worker) -> int | None:
-        for child in self._children.values():
-            if self._engine.worker_of(child.number) == worker.index:
-                return child.position
-        return None
+        child = self._children.get(self._engine.child_of(worker.index))
+        return None if child is None else child.position
 
     def _tell(self, worker: _Worker, work: Work, how: str) -> None:
         worker.done += 1
@@ -478,12 +463,7 @@ class Node:
             self._poller.dispatch(0.05)
 
     def _close(self) -> None:
-        for child in self._children.values():
-            child.kill()
-        for child in list(self._children.values()):
-            child.wait(2.0)
-            self._forget_child(child)
-            child.close()
+        self._children.close()
         for worker in self._workers:
             worker.links.close()
         if self._control is not None:

@@ -92,8 +92,10 @@ def test_who_runs_what_is_told_by_worker_and_by_child() -> None:
     engine = running(workers=2)
     assert (engine.busy, engine.execution_of(0), engine.execution_of(1)) == (1, ONE, None)
     assert (engine.worker_of(0), engine.worker_of(1)) == (0, None)
+    assert (engine.child_of(0), engine.child_of(1)) == (0, None)
     engine.handle(OutcomeFinal(0), 1.0)
     assert (engine.busy, engine.execution_of(0), engine.worker_of(0)) == (0, None, None)
+    assert engine.child_of(0) is None
 
 
 def test_the_spare_takes_the_place_of_a_dead_child_at_once_and_a_new_spare_is_started() -> None:
