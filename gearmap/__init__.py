@@ -39,15 +39,19 @@ from gearmap.errors import (
 if TYPE_CHECKING:
     from gearmap.api import connect as connect
     from gearmap.api import current_client as current_client
+    from gearmap.api import forget as forget
     from gearmap.api import imap as imap
     from gearmap.api import imap_unordered as imap_unordered
+    from gearmap.api import last as last
     from gearmap.api import map as map
+    from gearmap.api import map_async as map_async
     from gearmap.api import options as options
     from gearmap.api import starmap as starmap
     from gearmap.api import submit as submit
     from gearmap.client import Client, LocalCluster
     from gearmap.config import RunOptions
     from gearmap.runtime.futures import Future
+    from gearmap.runtime.mapfuture import FailedTask, MapFuture
     from gearmap.runtime.task import Task
     from gearmap.runtime.task import current_task as current_task
 
@@ -60,10 +64,12 @@ __all__ = [
     "ConfigurationError",
     "ConnectionLost",
     "EnvelopeError",
+    "FailedTask",
     "Future",
     "GearmapError",
     "JobRejected",
     "LocalCluster",
+    "MapFuture",
     "ProtocolError",
     "RemoteError",
     "RemoteTraceback",
@@ -82,16 +88,21 @@ __all__ = [
 
 _HOME = {
     "Client": "gearmap.client",
+    "FailedTask": "gearmap.runtime.mapfuture",
     "Future": "gearmap.runtime.futures",
     "LocalCluster": "gearmap.client",
+    "MapFuture": "gearmap.runtime.mapfuture",
     "RunOptions": "gearmap.config",
     "Task": "gearmap.runtime.task",
     "connect": "gearmap.api",
     "current_client": "gearmap.api",
     "current_task": "gearmap.runtime.task",
+    "forget": "gearmap.api",
     "imap": "gearmap.api",
     "imap_unordered": "gearmap.api",
+    "last": "gearmap.api",
     "map": "gearmap.api",
+    "map_async": "gearmap.api",
     "options": "gearmap.api",
     "starmap": "gearmap.api",
     "submit": "gearmap.api",

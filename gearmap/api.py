@@ -16,8 +16,21 @@ from gearmap import current
 from gearmap.backend import LocalBackend, choose_backend
 from gearmap.client import BoundOptions, Client, LocalCluster
 from gearmap.runtime.futures import Future
+from gearmap.runtime.mapfuture import MapFuture
 
-__all__ = ["connect", "current_client", "imap", "imap_unordered", "map", "options", "starmap", "submit"]
+__all__ = [
+    "connect",
+    "current_client",
+    "forget",
+    "imap",
+    "imap_unordered",
+    "last",
+    "map",
+    "map_async",
+    "options",
+    "starmap",
+    "submit",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -209,6 +222,79 @@ def starmap(
         "queue": queue,
     }
     return current_client().starmap(fn, rows, **chosen)
+
+
+def map_async(
+    fn: Callable[..., R],
+    /,
+    *iterables: Iterable[Any],
+    chunksize: int | None = None,
+    timeout: float | None = None,
+    task_timeout: float | None = None,
+    retries: int = 0,
+    retry_exceptions: type[BaseException] | Sequence[type[BaseException]] = (Exception,),
+    return_exceptions: bool = False,
+    max_workers: int | None = None,
+    progress: bool | None = None,
+    desc: str | None = None,
+    total: int | None = None,
+    priority: str = "normal",
+    queue: str = "default",
+) -> MapFuture[R]:
+    """Begin to run `fn` over items and return at once; options and errors are those of `map`.
+
+    The iterables are read to their end, here; what they gave is pickled piece by piece in a thread of the run. With
+    `GEARMAP_SERVERS=inline` everything is run before this returns.
+
+    Returns
+    -------
+    MapFuture
+        The map: `result()`, `cancel()`, results as they come, and all of what `gearmap.last` tells.
+
+    Examples
+    --------
+    >>> with gearmap.LocalCluster(0):
+    ...     run = gearmap.map_async(lambda x: x * x, range(4))
+    ...     run.result()
+    [0, 1, 4, 9]
+    """
+    chosen = {
+        "chunksize": chunksize,
+        "timeout": timeout,
+        "task_timeout": task_timeout,
+        "retries": retries,
+        "retry_exceptions": retry_exceptions,
+        "return_exceptions": return_exceptions,
+        "max_workers": max_workers,
+        "progress": progress,
+        "desc": desc,
+        "total": total,
+        "priority": priority,
+        "queue": queue,
+    }
+    return current_client().map_async(fn, *iterables, **chosen)
+
+
+def last() -> MapFuture[Any] | None:
+    """Return the last `map`, `starmap` or `map_async` of this process, or None.
+
+    Also after an error, a timeout or Ctrl-C: what was finished is `partial()`, what went wrong is `failed()`, and
+    `resume()` goes on. It keeps its results and the arguments of unfinished tasks until the next map, or `forget`.
+
+    Examples
+    --------
+    >>> with gearmap.LocalCluster(0):
+    ...     gearmap.map(abs, [-1, "two", -3], return_exceptions=True)
+    ...     gearmap.last().partial()
+    [1, TypeError("bad operand type for abs(): 'str'"), 3]
+    {0: 1, 2: 3}
+    """
+    return current.last()
+
+
+def forget() -> None:
+    """Let the last map go, with its results and arguments."""
+    current.forget()
 
 
 def imap(

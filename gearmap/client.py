@@ -17,11 +17,12 @@ from gearmap.backend import Backend, LocalBackend, named_backend
 from gearmap.cluster import LocalProcesses
 from gearmap.config import MAP_ONLY, RunOptions, ServerMode, check_whole
 from gearmap.errors import ClusterBroken, ConfigurationError
-from gearmap.mapping import run_imap, run_map
+from gearmap.mapping import run_imap, run_map, start_map
 from gearmap.runtime.callrun import CallRun
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import Future
 from gearmap.runtime.inline import submit_inline
+from gearmap.runtime.mapfuture import MapFuture
 from gearmap.wire.serializer import dump_call
 
 __all__ = ["BoundOptions", "Client", "LocalCluster"]
@@ -57,6 +58,12 @@ class BoundOptions:
         _check_call("starmap", fn, (rows,))
         results: list[R] = run_map(self._client._backend, fn, (rows,), chosen, rows=True)
         return results
+
+    def map_async(self, fn: Callable[..., R], /, *iterables: Iterable[Any], **options: Any) -> MapFuture[R]:
+        """Begin to run `fn` over the zipped iterables; see `gearmap.map_async`."""
+        chosen = self._defaults.with_changes(options)
+        _check_call("map_async", fn, iterables)
+        return start_map(self._client._backend, fn, iterables, chosen)
 
     def imap(
         self, fn: Callable[..., R], /, *iterables: Iterable[Any], buffersize: int | None = None, **options: Any

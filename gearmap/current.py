@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gearmap.client import Client
+    from gearmap.runtime.mapfuture import MapFuture
 
-__all__ = ["current", "enter", "leave"]
+__all__ = ["current", "enter", "forget", "last", "leave", "remember"]
 
 _lock = threading.Lock()
 _stack: list[Client] = []
+_maps: list[MapFuture[Any]] = []  # none or one
 
 
 def enter(client: Client) -> None:
@@ -47,3 +49,21 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def remember(run: MapFuture[Any]) -> None:
+    """Make a map the last one; the one before is let go."""
+    with _lock:
+        _maps[:] = [run]
+
+
+def last() -> MapFuture[Any] | None:
+    """Return the last map of this process, or None."""
+    with _lock:
+        return _maps[-1] if _maps else None
+
+
+def forget() -> None:
+    """Let the last map go."""
+    with _lock:
+        _maps.clear()

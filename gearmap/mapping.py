@@ -12,17 +12,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gearmap import current
 from gearmap.backend import Backend
 from gearmap.config import RunOptions, ServerMode
 from gearmap.core.snapshot import ProgressSink
 from gearmap.display.sinks import choose_sink, make_sink
+from gearmap.errors import ClusterBroken
 from gearmap.runtime.arguments import ArgumentSource
 from gearmap.runtime.imaprun import ImapRun
-from gearmap.runtime.inline import imap_inline, run_inline
+from gearmap.runtime.inline import InlineMap, imap_inline
+from gearmap.runtime.mapfuture import MapFuture, Runner
+from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.maprun import MapRun
 from gearmap.runtime.port import RunPort
 
-__all__ = ["run_imap", "run_map"]
+__all__ = ["run_imap", "run_map", "start_map"]
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -34,23 +38,67 @@ def run_map(
     source = ArgumentSource(iterables, rows=rows)
     if not source.has_more(0):
         return []
+    return _make_map(backend, fn, source, options).run_here()
+
+
+def start_map(
+    backend: Backend, fn: Callable[..., Any], iterables: Sequence[Iterable[Any]], options: RunOptions
+) -> MapFuture[Any]:
+    """Begin to run `fn` over the zipped iterables, in a thread of the run; inline, run it now.
+
+    The iterables are taken whole, here: nobody else may advance them.
+    """
+    taken = [each if isinstance(each, range | tuple) else list(each) for each in iterables]
+    source = ArgumentSource(taken)
+    future = _make_map(backend, fn, source, options)
+    if not source.has_more(0):
+        future.end(results=[])
+    elif backend.mode is ServerMode.INLINE:
+        future.run_quietly()
+    else:
+        future.run_in_thread()
+    return future
+
+
+def _make_map(backend: Backend, fn: Callable[..., Any], source: ArgumentSource, options: RunOptions) -> MapFuture[Any]:
+    def launch(future: MapFuture[Any], *, again: bool) -> Runner:
+        runner = _runner(_open_backend(backend) if again else backend, future.record)
+        current.remember(future)
+        return runner
+
+    return MapFuture(MapRecord(fn, source, options), launch)
+
+
+def _open_backend(backend: Backend) -> Backend:
+    """Return the backend, or once that is closed the current client's: a map can go on elsewhere.
+
+    Raises
+    ------
+    ClusterBroken
+        If there is none.
+    """
+    if not backend.is_closed:
+        return backend
+    client = current.current()
+    if client is None:
+        raise ClusterBroken(f"this {backend.owner} is closed; open another, and the map can go on there with resume()")
+    return client._backend
+
+
+def _runner(backend: Backend, record: MapRecord) -> Runner:
     if backend.mode is ServerMode.INLINE:
-        values = (tuple(row) for row in iterables[0]) if rows else zip(*iterables, strict=False)
-        return run_inline(fn, values, options)
-    function = backend.pickle_function(fn)
+        return InlineMap(record)
+    options = record.options
+    function = backend.pickle_function(record.fn)
     driver = backend.ready_driver()
-    run = MapRun(
-        driver,
-        source,
-        function,
-        place=backend.place(),
+    total = options.total if record.total is None else record.total
+    return MapRun(
+        RunPort(driver, function, backend.place(), record.kind),
+        backend.run_maker(driver, options, function[0], total),
+        record,
         sink=_sink(backend, options),
         on_notice=_warn,
-        timeout=options.timeout,
-        return_exceptions=options.return_exceptions,
     )
-    total = options.total if source.total is None else source.total
-    return run.execute(backend.run_maker(driver, options, function[0], total))
 
 
 def run_imap(

