@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import selectors
+import subprocess
 import sys
+import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +56,32 @@ def in_background(call: Callable[[], Any]) -> Callable[..., Any]:
         return box[0]
 
     return result
+
+
+def run_script(source: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a Python program."""
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(source), *arguments], **options)
+
+
+def seconds_until_end(pids: Iterable[int], deadline: float = DEADLINE) -> float:
+    """Wait until processes that are not children of this one have ended; return how long that took."""
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        for pid in pids:
+            try:
+                fd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            stack.callback(os.close, fd)
+            selector.register(fd, selectors.EVENT_READ, pid)
+        while selector.get_map():
+            left = deadline - (time.monotonic() - began)
+            ended = selector.select(max(0.0, left))
+            if not ended and left <= 0:
+                pytest.fail(f"not within {deadline} s: {[key.data for key in selector.get_map().values()]} end")
+            for key, _ in ended:
+                selector.unregister(key.fileobj)
+    return time.monotonic() - began
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from integration_support import in_background, is_alive, lane_of, wait_until, workers_of
+from integration_support import in_background, is_alive, lane_of, run_script, wait_until, workers_of
 from programs import KINDS, require_kind
 
 import gearmap
@@ -200,70 +200,6 @@ def test_an_unreachable_job_server_is_named_with_its_origin_in_time(kind, start_
 
 
 # -------------------------------------------------------------------------------------------------------- clients
-
-
-def run_script(source: str, *arguments: str, **options) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(source), *arguments], **options)
-
-
-LONG_MAP = """
-    import sys, time, pathlib, gearmap
-    server, key, folder = sys.argv[1:]
-    def work(x):
-        (pathlib.Path(folder) / f"began-{x}").touch()
-        time.sleep(30)
-    with gearmap.Client(server, key=key) as client:
-        try:
-            client.map(work, range(50), chunksize=1)
-        except KeyboardInterrupt:
-            print("interrupted", client.map(abs, [], timeout=5), flush=True)
-            sys.exit(7)
-"""
-
-
-def test_the_running_tasks_of_a_killed_client_are_stopped(kind, start_server, start_node, key_file, tmp_path):
-    server = start_server(kind)
-    node = start_node(server, workers=2)
-    client = run_script(LONG_MAP, f"127.0.0.1:{server.port}", str(key_file), str(tmp_path))
-    wait_until(lambda: len(list(tmp_path.glob("began-*"))) == 2, "two tasks run")
-    busy = {child.pid for child in node.children()}
-
-    client.kill()
-    client.wait()
-
-    lane = lane_of(key_file)
-
-    def nothing_runs():
-        rows = {row.function: row for row in admin.server_status((server.host, server.port), 5.0)}
-        return rows[lane].running == 0
-
-    wait_until(nothing_runs, "the tasks are stopped", 5.0)
-    wait_until(
-        lambda: len(busy - {child.pid for child in node.children() if is_alive(child)}) >= 2,
-        "their processes are gone",
-        5.0,
-    )
-    assert len(list(tmp_path.glob("began-*"))) == 2  # what was queued never ran
-
-
-def test_ctrl_c_ends_a_map_at_once_and_stops_its_tasks(kind, start_server, start_node, key_file, tmp_path):
-    server = start_server(kind)
-    start_node(server, workers=2)
-    client = run_script(LONG_MAP, f"127.0.0.1:{server.port}", str(key_file), str(tmp_path), stdout=subprocess.PIPE)
-    wait_until(lambda: len(list(tmp_path.glob("began-*"))) == 2, "two tasks run")
-    began = time.monotonic()
-
-    client.send_signal(signal.SIGINT)
-    out, _ = client.communicate(timeout=20)
-
-    assert time.monotonic() - began < 3
-    assert (client.returncode, out.strip()) == (7, b"interrupted []")
-
-    def nothing_runs():
-        rows = admin.server_status((server.host, server.port), 5.0)
-        return all(row.running == 0 for row in rows)
-
-    wait_until(nothing_runs, "the tasks are stopped", 5.0)
 
 
 LOCAL = """

@@ -239,6 +239,20 @@ def test_the_job_server_is_asked_again_and_again_who_waits() -> None:
     assert asked == [ASK_INTERVAL * number for number in (1, 2, 3, 4)]
 
 
+def test_a_task_ends_less_than_two_seconds_after_its_client_went_whenever_that_was() -> None:
+    for went in (0.0, 0.2, 0.49, 0.5, 0.51, 3.3):
+        engine = running()
+        killed = None
+        while killed is None:
+            assert engine.deadline is not None
+            now = engine.deadline
+            for instruction in engine.handle(Tick(), now):
+                if isinstance(instruction, AskClients):
+                    answer = ClientsCounted(0, ONE, 0 if now >= went else 1)
+                    killed = now if of_kind(KillChild, engine.handle(answer, now)) else killed
+        assert killed - went <= 1.5
+
+
 def test_nobody_waits_twice_in_a_row_stops_the_execution() -> None:
     engine = running()
     assert of_kind(KillChild, counted(engine, 0, 0.5)) == []
