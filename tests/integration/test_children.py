@@ -19,7 +19,7 @@ from gearmap.runtime.child import DEFECT_EXIT, ChildSettings, encode_job
 from gearmap.runtime.children import Child, Committed, Ended, Ready, Report, child_context
 from gearmap.transport.poller import Poller
 from gearmap.wire import envelope, seal
-from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader
+from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader, encode_numbers
 from gearmap.wire.outcome import DecodedOutcome, NotRunReason, decode_outcome
 from gearmap.wire.serializer import dumps, loads
 
@@ -87,7 +87,7 @@ class Person:
             expiry=2**40,
             context=CONTEXT,
             header=told,
-            body=envelope.frame([*payloads, dumps([values])]),
+            body=envelope.frame([*payloads, dumps([values]), (encode_numbers([(0, len(values))]),)]),
         ).to_bytes()
         head = encode_job(EXECUTION, JOB_KEY, OUTCOME_KEY, CONTEXT, "w/0", 0, 2**40, len(message))
         self.child.send_job(head, message)
