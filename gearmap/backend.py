@@ -30,6 +30,7 @@ from gearmap.config import (
     resolve_servers,
 )
 from gearmap.core.engine import RunEngine
+from gearmap.core.missing import NOTICE_SECONDS
 from gearmap.core.names import Lane
 from gearmap.core.retry import RetryPolicy
 from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
@@ -49,6 +50,10 @@ from gearmap.wire.serializer import FunctionCache, dumps
 __all__ = ["Backend", "LocalBackend", "choose_backend", "named_backend", "read_config"]
 
 _PYTHON = (sys.version_info[0], sys.version_info[1])
+
+# How long a local cluster's own node may take before people are told that it has no workers yet. Raised: a busy machine
+# gives no false alarm; lowered: a node that hangs is known sooner.
+NODE_START_SECONDS = 30.0
 
 # Programs in which a cluster that starts by itself would be started by each of many processes.
 _WEB_SERVERS = (
@@ -200,6 +205,7 @@ class Backend:
             retry_exceptions=retried,
             tenancy=tenancy,
             max_tasks_per_child=options.max_tasks_per_child,
+            patience=self._patience(options.queue),
         )
         engine = RunEngine(
             policy=_policy(options),
@@ -235,6 +241,10 @@ class Backend:
     def _problem(self) -> str | None:
         """Return what is wrong with the cluster, as far as this process can tell."""
         return None
+
+    def _patience(self, queue: str) -> float:
+        """Return how long a queue may be without workers before a person is told (seconds)."""
+        return NOTICE_SECONDS
 
 
 class LocalBackend(Backend):
@@ -295,6 +305,10 @@ class LocalBackend(Backend):
 
     def _problem(self) -> str | None:
         return self.processes.problem()
+
+    def _patience(self, queue: str) -> float:
+        # The node is ours: while it lives its workers are on their way, and `_problem` says when it does not.
+        return NODE_START_SECONDS if queue == "default" else super()._patience(queue)
 
 
 def named_backend(servers: str | Sequence[str] | None, key: str | os.PathLike[str] | None) -> Backend:

@@ -27,6 +27,8 @@ class WorkerWatch:
     ----------
     lane
         What the run's workers must serve.
+    patience
+        How long nobody may serve it before that is said (seconds).
 
     Attributes
     ----------
@@ -34,8 +36,9 @@ class WorkerWatch:
         When `notice` has something to say, if nothing else happens (monotonic seconds).
     """
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, patience: float = NOTICE_SECONDS) -> None:
         self._lane = lane
+        self._patience = patience
         self._listed: dict[int, dict[str, int]] = {}  # by server: workers of each function
         self._said = False
         self.due = _NEVER
@@ -84,4 +87,4 @@ class WorkerWatch:
         if count != 0 or self._said:
             self.due = _NEVER
         elif self.due == _NEVER:
-            self.due = now + NOTICE_SECONDS
+            self.due = now + self._patience

@@ -20,7 +20,7 @@ from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.core.engine import RunEngine
-from gearmap.core.missing import WorkerWatch
+from gearmap.core.missing import NOTICE_SECONDS, WorkerWatch
 from gearmap.core.names import Lane
 from gearmap.errors import GearmapError, JobRejected, ServerUnavailable, WireError
 from gearmap.runtime.consumer import Consumer, Feeder
@@ -81,6 +81,7 @@ class RunSettings:
     retry_exceptions: Payload | None = None
     tenancy: Tenancy | None = None
     max_tasks_per_child: int | None = None
+    patience: float = NOTICE_SECONDS  # how long nobody may serve the lane before that is said
 
 
 class Run:
@@ -125,7 +126,7 @@ class Run:
         self._sent: dict[int, OutcomeReader] = {}
         self._inbox: list[ev.Input] = []
         self._outbox: dict[int, list[JobRequest]] = {}
-        self._watch = WorkerWatch(settings.lane)
+        self._watch = WorkerWatch(settings.lane, settings.patience)
         self._rejections = 0
         self._asked_for = False
         self._began = time.monotonic()

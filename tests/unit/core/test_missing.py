@@ -92,3 +92,10 @@ def test_workers_that_stand_on_both_servers_are_counted_once() -> None:
     text = nobody.notice(nobody.due, ["a:1", "b:2"])
     assert text is not None
     assert ": 3 serve it with Python 3.12; start one: gearmap worker -s a:1 -s b:2" in text
+
+
+def test_workers_that_are_on_their_way_are_given_the_time_that_they_need() -> None:
+    own = WorkerWatch(HERE, patience=30.0)
+    own.listed(ONE, [], 0.0)
+    assert own.notice(29.9, ["a:1"]) is None
+    assert own.notice(30.0, ["a:1"])
