@@ -96,6 +96,7 @@ def _runner(backend: Backend, record: MapRecord) -> Runner:
         RunPort(driver, function, backend.place(), record.kind),
         backend.run_maker(driver, options, function[0], total),
         record,
+        where=backend.where,
         sink=_sink(backend, options),
         on_notice=_warn,
     )

@@ -71,7 +71,7 @@ class Buffer:
         Parameters
         ----------
         wanted
-            What the engine would like for a block.
+            What the engine would like for a block; it knows of the user's chunksize.
         workers
             How many there are, or None if nobody knows.
         """
@@ -80,7 +80,10 @@ class Buffer:
             workers = min(workers, self._max_workers)
         blocks = JOBS_PER_WORKER * workers + SPARE_BLOCKS
         task_bytes = max(1.0, self._argument_bytes + self._result_bytes)
-        size = self._chunksize or max(1, min(wanted, BLOCK_TASKS, int(BLOCK_BYTES / task_bytes)))
+        if self._chunksize:
+            size = max(1, min(wanted, self._chunksize))
+        else:
+            size = max(1, min(wanted, BLOCK_TASKS, int(BLOCK_BYTES / task_bytes)))
         if self._buffersize is not None:
             limit = self._buffersize
             size = min(size, limit if self._chunksize else max(1, limit // blocks))

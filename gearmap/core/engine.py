@@ -26,6 +26,7 @@ from gearmap.core.chunking import TARGET_BYTES, TaskStatistics, chunk_size
 from gearmap.core.reruns import Reruns
 from gearmap.core.retry import History, RetryPolicy
 from gearmap.core.snapshot import ProgressSnapshot
+from gearmap.core.tally import Tally
 
 __all__ = ["BEAT_TIMEOUT", "RunEngine"]
 
@@ -72,6 +73,11 @@ class RunEngine:
         How many tasks there will be, if it is known before the input has ended.
     seed
         Any number; spreads the retries of many tasks, and of many runs, over time.
+
+    Attributes
+    ----------
+    tally
+        What happened to its jobs.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class RunEngine:
         total: int | None = None,
         seed: int = 0,
     ) -> None:
+        self.tally = Tally()
         self._chunksize = chunksize
         self._max_chunksize = max_chunksize
         self._max_workers = max_workers
@@ -231,6 +238,9 @@ class RunEngine:
             self._deliver(attempt, event, number, start, stop, out)
         if attempt.live:
             self._sign(attempt, event.execution, None, now)
+            if event.not_run is not None:
+                self.tally.given_back(event.not_run.why or event.not_run.reason.value)
+            self.tally.failures += len(event.failed)
             for failed in event.failed:
                 self._reruns.task_failed(attempt, failed, event.worker, now, out)
             if event.final:
@@ -246,6 +256,7 @@ class RunEngine:
         if attempt is None or not attempt.live:
             return
         self._give_up(attempt)
+        self.tally.lost(event.reason.value)
         if event.reason is ev.LossReason.REJECTED:
             self._paused[attempt.server] = now + REJECTION_PAUSE
             self._next_check = min(self._next_check, now + REJECTION_PAUSE)
@@ -281,6 +292,7 @@ class RunEngine:
         attempt.last_sign = now
         self._next_check = min(self._next_check, now + BEAT_TIMEOUT)
         is_new = execution not in attempt.executions
+        self.tally.executions += is_new
         if is_new and attempt.executions:
             self._again += attempt.size
         if is_new or position is not None:
@@ -320,6 +332,7 @@ class RunEngine:
         """Give up waiting for a live attempt, but keep listening to it."""
         out.append(ev.CancelAttempt(attempt.id))
         self._give_up(attempt)
+        self.tally.lost(reason.value)
         report = ev.NotRunReport(ev.NotRunKind.DIED, reason.value, attempt.suspect)
         self._put_back(attempt, report, None, now, out)
 
@@ -351,6 +364,7 @@ class RunEngine:
                 self._board.move(start, stop, WAITING, SENT)
             attempt = Attempt(self._next_attempt, server, spans[0].block.function, ranges, history)
             self._next_attempt += 1
+            self.tally.jobs += 1
             self._attempts[attempt.id] = attempt
             self._in_flight[server] += 1
             out.append(ev.Submit(attempt.id, server, spans, history.avoid, history.attempts))

@@ -179,13 +179,14 @@ class NotRunReport:
     `charged` is the position that is blamed (a child died of it, or it ran too long); everything else is run again
     uncharged. A time-out that charges nobody is one that came too late: the child had moved on.
     `failure` is what every task fails with if no other worker can do better (a package that is missing), or what the
-    initializer raised.
+    initializer raised. `why` is the node's own word for the reason.
     """
 
     reason: NotRunKind
     detail: str = ""
     charged: int | None = None
     failure: object = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import Future
 from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.maprecord import MapRecord
+from gearmap.runtime.report import RunNotes
 from gearmap.runtime.task import Task, running_inline
 from gearmap.wire.serializer import dump_function, dumps, loads
 
@@ -53,6 +54,8 @@ class InlineMap:
         """
         options = self._record.options
         began = perf_counter()
+        notes = RunNotes("in this process", outcome="ended early")
+        self._record.notes.append(notes)
         is_whole = False
         try:
             for task in self._tasks():
@@ -65,7 +68,9 @@ class InlineMap:
                     raise self._first_error()
             self._record.check_source()
             is_whole = True
+            notes.outcome = "done"
         finally:
+            notes.elapsed = perf_counter() - began
             if not is_whole:
                 self._record.keep()
 

@@ -23,6 +23,7 @@ from gearmap.runtime.coroutines import awaited
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import AWAIT_HEARTBEAT, Future
 from gearmap.runtime.maprecord import MapRecord
+from gearmap.runtime.report import write_report
 from gearmap.wire.outcome import describe_call
 
 __all__ = ["FailedTask", "Launch", "MapFuture", "Runner"]
@@ -411,15 +412,34 @@ class MapFuture(Generic[R]):
         self._run(runner)
         return self.result()
 
+    def report(self) -> str:
+        """Return a text for a bug report: options, versions, workers, counts of what was lost and run again.
+
+        It names the function, and holds no arguments, results or keys.
+        """
+        fn = self.record.fn
+        module = getattr(fn, "__module__", None)
+        return write_report(
+            function=f"{module}.{self._name}" if module else self._name,
+            options=self.record.options,
+            counts=f"{self._state}, {self._counts()}",
+            runs=list(self.record.notes),
+        )
+
     def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._name}: {self._state}, {self._counts()}>"
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self.record.fn, "__qualname__", type(self.record.fn).__name__))
+
+    @property
+    def _state(self) -> str:
         if not self._is_done:
-            state = "running"
-        elif self._cancelled:
-            state = "cancelled"
-        else:
-            state = "done" if self._error is None else f"failed: {type(self._error).__name__}"
-        name = getattr(self.record.fn, "__qualname__", type(self.record.fn).__name__)
-        return f"<{type(self).__name__} of {name}: {state}, {self._counts()}>"
+            return "running"
+        if self._cancelled:
+            return "cancelled"
+        return "done" if self._error is None else f"failed: {type(self._error).__name__}"
 
     def _counts(self) -> str:
         of = "" if self.record.total is None else f" of {self.record.total}"

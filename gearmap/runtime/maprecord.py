@@ -18,9 +18,13 @@ from gearmap.core.ledger import Ledger, Piece
 from gearmap.errors import ConfigurationError, RunTimeout
 from gearmap.runtime.arguments import ArgumentSource, pickle_block
 from gearmap.runtime.failed import Failed
+from gearmap.runtime.report import RunNotes
 from gearmap.wire.serializer import loads
 
 __all__ = ["MapRecord"]
+
+# Runs of a map that are spoken of in a report, the newest.
+KEPT_NOTES = 10
 
 # How a message says that nothing is lost.
 GOES_ON = "; gearmap.last().resume() goes on"
@@ -37,6 +41,8 @@ class MapRecord:
         The tasks that failed in the newest run, in the order of their failing.
     condition
         Told whenever something was settled.
+    notes
+        What is to be said of its runs, newest last.
     """
 
     def __init__(self, fn: Callable[..., Any], source: ArgumentSource, options: RunOptions) -> None:
@@ -44,6 +50,7 @@ class MapRecord:
         self.options = options
         self.failed: dict[int, Failed] = {}
         self.condition = threading.Condition()
+        self.notes: deque[RunNotes] = deque(maxlen=KEPT_NOTES)
         self._source = source
         self._ledger: Ledger[Any] = Ledger()
         self._results: list[Any] = []

@@ -18,6 +18,7 @@ from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.port import Mail, RunPort
+from gearmap.runtime.report import RunNotes
 from gearmap.runtime.run import Run
 
 __all__ = ["MapRun"]
@@ -37,6 +38,8 @@ class MapRun:
         Makes it; called in the driver thread.
     record
         What is to be run, and where results go.
+    where
+        Where it runs, in words.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class MapRun:
         make_run: Callable[[RunPort], Run],
         record: MapRecord,
         *,
+        where: str,
         sink: ProgressSink,
         on_notice: Callable[[str], None],
     ) -> None:
@@ -55,7 +59,8 @@ class MapRun:
         self._on_notice = on_notice
         self._arrived: deque[tuple[int, int, ResultBatch, int, str]] = deque()
         self._error: GearmapError | None = None
-        self._last: ProgressSnapshot | None = None
+        self._notes = RunNotes(where)
+        self._began = 0.0
         self._end: ProgressSnapshot | None = None
         self._cancelled = False
 
@@ -79,27 +84,32 @@ class MapRun:
             The first failing task's own exception, or the iterable's.
         """
         timeout = self._record.options.timeout
-        deadline = None if timeout is None else time.monotonic() + timeout
-        note = "interrupted"
+        self._began = time.monotonic()
+        deadline = None if timeout is None else self._began + timeout
+        self._record.notes.append(self._notes)
+        outcome = note = "interrupted"
         try:
             self._port.open(self._make_run)
             self._go_on()
             self._wait(deadline)
             note = "failed" if self._error is not None or self._record.failed else ""
             self._conclude()
+            outcome = "done"
         except CancelledError:
-            note = "cancelled"
+            outcome = note = "cancelled"
             raise
         except Exception as error:
-            note = f"failed: {type(error).__name__}"
+            outcome = note = f"failed: {type(error).__name__}"
             raise
         finally:
             self._port.cancel()
             self._keep(self._port.take(0.0))
+            self._notes.elapsed = time.monotonic() - self._began
+            self._notes.outcome = outcome
             if note:
                 self._record.keep()
-            if self._last is not None:
-                self._sink.finish(self._last, note)
+            if self._notes.last is not None:
+                self._sink.finish(self._notes.last, note)
 
     def _go_on(self) -> None:
         """Send what an earlier run has left."""
@@ -138,7 +148,9 @@ class MapRun:
             self._sink.notice(mail.notice)
             self._on_notice(mail.notice)
         if snapshot is not None:
-            self._last = snapshot
+            notes = self._notes
+            notes.run_id, notes.last, notes.tally = self._port.run_id, snapshot, mail.tally
+            notes.elapsed = time.monotonic() - self._began
             if mail.end is None:
                 self._sink.update(snapshot)
 
@@ -153,6 +165,7 @@ class MapRun:
 
     def _place(self, piece: tuple[int, int, ResultBatch, int, str]) -> None:
         first, size, batch, offset, worker = piece
+        self._notes.arrived(worker, size, time.monotonic() - self._began)
         try:
             values = batch.values()
         except SerializationError as unreadable:

@@ -187,7 +187,7 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
             failure, failures = failures[0], ()
         kind = _KINDS.get(not_run.reason, ev.NotRunKind.AGAIN)
         charged = outcome.beat if kind in _CHARGED else None
-        report = ev.NotRunReport(kind, not_run.detail, charged, failure)
+        report = ev.NotRunReport(kind, not_run.detail, charged, failure, not_run.reason.value)
     event = ev.OutcomeArrived(
         attempt=attempt,
         execution=execution,

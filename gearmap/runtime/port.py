@@ -13,6 +13,7 @@ from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
+from gearmap.core.tally import Tally
 from gearmap.errors import ClusterBroken, GearmapError
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.failed import Failed
@@ -36,6 +37,7 @@ class Mail:
     failed: list[Failed] = field(default_factory=list)
     wanted: int = 0
     snapshot: ProgressSnapshot | None = None
+    tally: Tally | None = None
     notice: str = ""
     error: GearmapError | None = None
     end: ProgressSnapshot | None = None
@@ -52,9 +54,15 @@ class RunPort:
         Where they run.
     kind
         How the blocks hold their arguments.
+
+    Attributes
+    ----------
+    run_id
+        Id of the run, once it is open.
     """
 
     def __init__(self, driver: Driver, function: tuple[bytes, Any], place: Place, kind: BlockKind) -> None:
+        self.run_id = ""
         self._driver = driver
         self._function = function
         self._place = place
@@ -113,6 +121,7 @@ class RunPort:
 
     def _open(self, make_run: Callable[[RunPort], Run]) -> None:
         self._run = make_run(self)
+        self.run_id = self._run.settings.run_id
         self._driver.add(self._run)
         self._run.tell(ev.Tick())
 
@@ -179,6 +188,7 @@ class RunPort:
     def progressed(self, snapshot: ProgressSnapshot) -> None:
         with self._condition:
             self._mail.snapshot = snapshot
+            self._mail.tally = self._tally()
 
     def noticed(self, text: str) -> None:
         with self._condition:
@@ -188,4 +198,8 @@ class RunPort:
     def ended(self, snapshot: ProgressSnapshot) -> None:
         with self._condition:
             self._mail.end = snapshot
+            self._mail.tally = self._tally()
             self._tell()
+
+    def _tally(self) -> Tally | None:
+        return None if self._run is None else self._run.engine.tally.copy()

@@ -335,6 +335,34 @@ def test_large_arguments_of_a_failed_task_are_copied_for_a_rerun(cluster):
     assert array.sum() == 100_000
 
 
+# ---------------------------------------------------------------------------------------------------------- report
+
+
+def test_a_report_tells_what_happened_and_nothing_private(cluster):
+    secret = "do not tell"
+
+    def risky(x, word):
+        if x == 5:
+            os._exit(3)
+        if x == 7:
+            raise ValueError(word)
+        return word
+
+    cluster.map(risky, range(20), [secret] * 20, return_exceptions=True, chunksize=4, desc=secret)
+    run = gearmap.last()
+    text = run.report()
+    assert "risky: done, 18 of 20 tasks done, 2 failed" in text
+    assert "options: chunksize=4, return_exceptions=True" in text
+    assert "child_died x3" in text
+    assert "1 failures of tasks" in text
+    assert cluster.where in text
+    assert secret not in text
+    run.resume(lambda x, word: x)
+    assert "run 2 (" in run.report()
+    assert "(18 before this run)" in run.report()
+    assert secret not in run.report()
+
+
 # ------------------------------------------------------------------------------------------------------------ last
 
 

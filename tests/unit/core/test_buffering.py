@@ -68,9 +68,12 @@ def test_the_users_bound_is_kept(buffersize: int, workers: int) -> None:
     assert len(sizes) >= min(buffersize, JOBS_PER_WORKER * workers)
 
 
-def test_the_users_chunksize_is_kept_whatever_the_engine_wants_and_the_bytes_say() -> None:
-    buffer = Buffer(chunksize=100)
-    assert set(filled(buffer, wanted=3, task_bytes=10**6)) == {100}
+def test_the_users_chunksize_is_kept_whatever_the_bytes_say() -> None:
+    assert set(filled(Buffer(chunksize=100), wanted=100, task_bytes=10**6)) == {100}
+
+
+def test_a_chunk_is_smaller_than_the_user_says_if_no_child_may_run_so_many() -> None:
+    assert set(filled(Buffer(chunksize=100), wanted=3)) == {3}
 
 
 def test_a_chunksize_beyond_the_buffer_is_cut() -> None:

@@ -693,3 +693,19 @@ def test_cancelling_every_waiting_task_one_by_one_is_not_quadratic() -> None:
         return steps(lambda: engine.handle_all(events, 1.0)) / count
 
     assert each(5_000) < 2 * each(500)
+
+
+# ------------------------------------------------------------------------------------------------------------- counts
+
+
+def test_what_happened_to_jobs_is_counted_for_a_report() -> None:
+    engine, jobs = running(1, 1, 1, 1)
+    engine.handle(outcome(jobs[0].attempt, failed=failed(0), final=True), 1.0)
+    engine.handle(outcome(jobs[1].attempt, not_run=not_run(ev.NotRunKind.AGAIN, why="draining")), 1.0)
+    engine.handle(ev.Beat(jobs[2].attempt, b"a", "w"), 1.0)
+    engine.handle(ev.Beat(jobs[2].attempt, b"b", "w"), 1.0)
+    engine.handle(ev.AttemptLost(jobs[3].attempt, ev.LossReason.SERVER), 1.0)
+    tally = engine.tally
+    assert (tally.jobs, tally.executions, tally.failures) == (6, 4, 1)
+    assert tally.losses == {"the job server went away": 1}
+    assert tally.not_run == {"draining": 1}

@@ -57,7 +57,7 @@ class FakeDriver:
 def map_run(driver: Any, n_tasks: int, **options: Any) -> tuple[MapRun, RunPort, MapRecord]:
     record = MapRecord(note, ArgumentSource([range(n_tasks)]), RunOptions(**options))
     port = RunPort(driver, (b"digest", [b""]), Place(), record.kind)
-    return MapRun(port, lambda port: no_run(), record, sink=NoSink(), on_notice=print), port, record
+    return MapRun(port, lambda port: no_run(), record, where="here", sink=NoSink(), on_notice=print), port, record
 
 
 def no_run() -> Run:

@@ -83,7 +83,7 @@ def test_a_failure_that_is_for_good_is_told_from_one_that_may_be_tried_again() -
 def test_a_task_that_ran_too_long_is_named_unless_the_child_had_moved_on(blamed: int | None) -> None:
     slow = NotRun(reason=NotRunReason.TIMED_OUT, detail="31 s")
     ((event, _),) = read(Writer(is_node=True).says(not_run=slow, final=True, beat=blamed))
-    assert event.not_run == ev.NotRunReport(ev.NotRunKind.TIMED_OUT, "31 s", blamed, None)
+    assert event.not_run == ev.NotRunReport(ev.NotRunKind.TIMED_OUT, "31 s", blamed, None, why="timed_out")
 
 
 def test_what_the_node_says_last_of_an_execution_ends_the_row() -> None:
@@ -92,7 +92,7 @@ def test_what_the_node_says_last_of_an_execution_ends_the_row() -> None:
     ((event, batches),) = read(child.says(0, (1,)) + child.says(1, (2,)) + node.says(not_run=died, final=True, beat=2))
     assert batches == [[1], [2]]
     assert event.final
-    assert event.not_run == ev.NotRunReport(ev.NotRunKind.DIED, "SIGSEGV", 2, None)
+    assert event.not_run == ev.NotRunReport(ev.NotRunKind.DIED, "SIGSEGV", 2, None, why="child_died")
 
 
 def test_a_beat_parts_a_row() -> None:
