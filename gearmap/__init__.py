@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from gearmap.api import submit as submit
     from gearmap.client import Client, LocalCluster
     from gearmap.config import RunOptions
+    from gearmap.executor import GearmanExecutor
     from gearmap.runtime.futures import Future
     from gearmap.runtime.mapfuture import FailedTask, MapFuture
     from gearmap.runtime.task import Task
@@ -66,6 +67,7 @@ __all__ = [
     "EnvelopeError",
     "FailedTask",
     "Future",
+    "GearmanExecutor",
     "GearmapError",
     "JobRejected",
     "LocalCluster",
@@ -90,6 +92,7 @@ _HOME = {
     "Client": "gearmap.client",
     "FailedTask": "gearmap.runtime.mapfuture",
     "Future": "gearmap.runtime.futures",
+    "GearmanExecutor": "gearmap.executor",
     "LocalCluster": "gearmap.client",
     "MapFuture": "gearmap.runtime.mapfuture",
     "RunOptions": "gearmap.config",

@@ -14,7 +14,7 @@ import secrets
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from gearmap.runtime.consumer import Consumer
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.folder import CurrentFolder
 from gearmap.runtime.forking import watch_forks
+from gearmap.runtime.inline import initialize_inline
 from gearmap.runtime.run import Place, Run, RunSettings
 from gearmap.runtime.tenancy import Tenancy, make_tenancy
 from gearmap.wire import seal
@@ -91,6 +92,7 @@ class Backend:
         self._cache = FunctionCache()
         self._closed = False
         self._id = secrets.token_hex(8)
+        self._begun: dict[Hashable, tuple[RunOptions, ClusterBroken | None]] = {}
         watch_forks(self)
 
     @property
@@ -217,6 +219,24 @@ class Backend:
             seed=int.from_bytes(session_id, "little"),
         )
         return Run(settings, engine, consumer, driver.make_links())
+
+    def begin_inline(self, options: RunOptions, *, tenant: str = "") -> None:
+        """Before a task in this process: call the initializer, once for each tenant and options that name it.
+
+        Raises
+        ------
+        ClusterBroken
+            If it raises, now or before.
+        """
+        if options.initializer is None:
+            return
+        key = (tenant, options.key)
+        with self._lock:
+            if key not in self._begun:
+                self._begun[key] = options, initialize_inline(options)
+            _, error = self._begun[key]
+        if error is not None:
+            raise error
 
     def place(self) -> Place:
         """Where tasks run: at the folder where the node was started."""

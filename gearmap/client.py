@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 from gearmap import current
@@ -17,6 +16,7 @@ from gearmap.backend import Backend, LocalBackend, named_backend
 from gearmap.cluster import LocalProcesses
 from gearmap.config import MAP_ONLY, RunOptions, ServerMode, check_whole
 from gearmap.errors import ClusterBroken, ConfigurationError
+from gearmap.executor import GearmanExecutor
 from gearmap.mapping import run_imap, run_map, start_map
 from gearmap.runtime.callrun import CallRun
 from gearmap.runtime.forking import watch_forks
@@ -90,6 +90,10 @@ class BoundOptions:
         _check_call(name, fn, iterables)
         ordered = name == "imap"
         return run_imap(self._client._backend, fn, iterables, chosen, buffersize=buffersize, ordered=ordered)
+
+    def executor(self, max_workers: int | None = None, **options: Any) -> GearmanExecutor:
+        """Return an executor on this client; see `GearmanExecutor`. Closing the client ends it."""
+        return GearmanExecutor._on(self._client._backend, self._defaults, {"max_workers": max_workers, **options})
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run `fn(*args, **kwargs)` once; see `gearmap.submit`."""
@@ -182,6 +186,7 @@ class Client(BoundOptions):
         _check_callable(fn)
         backend = self._backend
         if backend.mode is ServerMode.INLINE:
+            backend.begin_inline(options)
             self._inline_tasks += 1
             return submit_inline(fn, args, kwargs, self._inline_tasks - 1, options)
         function = backend.pickle_function(fn)
@@ -199,7 +204,7 @@ class Client(BoundOptions):
         if known is options and run is not None and not run.over:
             return run  # a look-up compares all options
         with self._lock:
-            key = _run_key(options)
+            key = options.key
             run = self._call_runs.get(key)
             if run is not None and run.is_broken_for_good and run.error is not None:
                 raise run.error
@@ -281,15 +286,6 @@ def _check_iterable(value: object) -> None:
         iter(value)  # type: ignore[call-overload]  # asking is the check
     except TypeError:
         raise ConfigurationError(f"the arguments must be an iterable, got {value!r}") from None
-
-
-def _run_key(options: RunOptions) -> Hashable:
-    """Return what calls of one run have in common; initializer arguments without a hash are told apart as objects."""
-    try:
-        hash(options.initargs)
-    except TypeError:
-        return replace(options, initargs=()), id(options.initargs)  # the run keeps them alive
-    return options
 
 
 def _check_submit_options(options: RunOptions) -> None:

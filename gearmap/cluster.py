@@ -160,7 +160,8 @@ class LocalProcesses:
     def describe(self) -> str:
         """Return one line for people."""
         noun = "worker" if self.workers == 1 else "workers"
-        return f"local cluster, {self.workers} {noun}, {self.server_kind} server"
+        server = "" if self._server is None else f", {self.server_kind} server"
+        return f"local cluster, {self.workers or usable_cpus()} {noun}{server}"
 
 
 def _node_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import configparser
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
@@ -288,6 +288,18 @@ class RunOptions:
         if self.priority not in PRIORITIES:
             raise ConfigurationError(f"priority must be one of {', '.join(PRIORITIES)}, got {self.priority!r}")
         check_queue(self.queue)
+
+    @property
+    def key(self) -> Hashable:
+        """What equal options have in common; initializer arguments without a hash are told apart as objects.
+
+        Keep the options as long as the key.
+        """
+        try:
+            hash(self.initargs)
+        except TypeError:
+            return replace(self, initargs=()), id(self.initargs)
+        return self
 
     def with_changes(self, changes: Mapping[str, Any]) -> RunOptions:
         """Return a copy with other values.

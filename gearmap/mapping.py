@@ -87,6 +87,7 @@ def _open_backend(backend: Backend) -> Backend:
 
 def _runner(backend: Backend, record: MapRecord) -> Runner:
     if backend.mode is ServerMode.INLINE:
+        backend.begin_inline(record.options)
         return InlineMap(record)
     options = record.options
     function = backend.pickle_function(record.fn)
@@ -119,6 +120,7 @@ def run_imap(
         If the function does not pickle.
     """
     if backend.mode is ServerMode.INLINE:
+        backend.begin_inline(options)
         return imap_inline(fn, zip(*iterables, strict=False), options)
     source = ArgumentSource(iterables)
     return _imap_results(backend, backend.pickle_function(fn), source, options, buffersize, ordered)

@@ -191,6 +191,16 @@ class CallRun:
         """Whether another run would break as this one did, of `error`."""
         return self.over and self._run is not None and self._run.is_broken_for_good
 
+    @property
+    def has_driver(self) -> bool:
+        """Whether somebody is there who lets it end."""
+        return self._driver.is_alive
+
+    @property
+    def is_calling_back(self) -> bool:
+        """Whether the caller is a callback of one of its futures, or of another run of its driver."""
+        return self._driver.callbacks.is_current
+
     def cancel_waiting(self) -> None:
         """Cancel what was not sent yet. Any thread."""
         with self._lock:

@@ -13,6 +13,7 @@ from typing import Any
 
 from gearmap.config import RunOptions, exception_classes
 from gearmap.core.events import TimeOutTask
+from gearmap.errors import ClusterBroken
 from gearmap.runtime.coroutines import awaited
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import Future
@@ -22,7 +23,7 @@ from gearmap.runtime.report import RunNotes
 from gearmap.runtime.task import Task, running_inline
 from gearmap.wire.serializer import dump_function, dumps, loads
 
-__all__ = ["InlineMap", "imap_inline", "submit_inline"]
+__all__ = ["InlineMap", "imap_inline", "initialize_inline", "submit_inline"]
 
 _Arguments = Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
 """Makes copies of a task's arguments, as a pickle round trip does: fresh ones for each attempt."""
@@ -112,6 +113,19 @@ def imap_inline(fn: Callable[..., Any], rows: Iterable[tuple[Any, ...]], options
             finally:
                 del error  # a traceback that holds this frame must not hold the exception
         yield result if error is None else error
+
+
+def initialize_inline(options: RunOptions) -> ClusterBroken | None:
+    """Call the initializer; return what breaks the run if it raises."""
+    assert options.initializer is not None
+    try:
+        initializer, initargs = loads(dumps((options.initializer, options.initargs), name="the initializer"))
+        awaited(initializer)(*initargs)
+    except Exception as error:
+        broken = ClusterBroken(f"the initializer failed: {type(error).__name__}: {error}")
+        broken.__cause__ = error
+        return broken
+    return None
 
 
 def submit_inline(
