@@ -18,9 +18,10 @@ from concurrent.futures import CancelledError
 from typing import Any, Generic, Protocol, TypeVar
 
 from gearmap.core.events import TaskRange
-from gearmap.errors import ConfigurationError
+from gearmap.errors import ClusterBroken, ConfigurationError
 from gearmap.runtime.coroutines import awaited
 from gearmap.runtime.failed import Failed
+from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import AWAIT_HEARTBEAT, Future
 from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.report import write_report
@@ -128,6 +129,16 @@ class MapFuture(Generic[R]):
         self._error: BaseException | None = None
         self._results: list[R] | None = None
         self._callbacks: list[Callable[[MapFuture[R]], object]] = []
+        watch_forks(self)
+
+    def _after_fork_in_child(self) -> None:
+        """Whoever runs the map is in the parent: here it has ended, and can go on."""
+        self._condition = self.record.condition = threading.Condition()
+        self._runner = None
+        self._callbacks = []
+        if not self._is_done:
+            self._is_done = True
+            self._error = ClusterBroken("this map runs in the process that was forked; resume() runs the rest here")
 
     # -------------------------------------------------------------------------------------------------- for its makers
 

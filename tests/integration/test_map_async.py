@@ -255,6 +255,31 @@ def test_a_client_that_is_closed_ends_it(kind):
         run.result(20)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_neither_waits_for_it_nor_disturbs_it(cluster):
+    run = cluster.map_async(slow, range(30), chunksize=1)
+    results = cluster.imap(slow, itertools.count())
+    assert next(results) == 0
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            results.close()
+            run.result(30)
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    told = os.read(reader, 1000).decode()
+    os.close(reader)
+    assert told.startswith("ClusterBroken: this map runs in the process that was forked; resume()")
+    assert next(results) == 1
+    assert run.result() == list(range(30))
+    results.close()
+
+
 def test_nothing_is_left_in_the_process_when_it_is_over(cluster):
     run = cluster.map_async(abs, range(10))
     run.result()

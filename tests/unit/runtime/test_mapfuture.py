@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gearmap.config import RunOptions
-from gearmap.errors import ConfigurationError, RunTimeout, WorkerLost
+from gearmap.errors import ClusterBroken, ConfigurationError, RunTimeout, WorkerLost
 from gearmap.runtime.arguments import ArgumentSource
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.mapfuture import FailedTask, MapFuture, Runner
@@ -219,3 +219,17 @@ def test_its_thread_swallows_what_everybody_can_ask_for() -> None:
     other.future.run_in_thread()
     with pytest.raises(CancelledError):
         other.future.result(20)
+
+
+def test_in_a_forked_process_a_map_of_the_parent_has_ended_and_can_go_on() -> None:
+    rig = Rig(3)
+
+    def fork() -> None:
+        with rig.record.condition:  # as another thread may do at that moment
+            rig.future._after_fork_in_child()
+        with pytest.raises(ClusterBroken, match="in the process that was forked"):
+            rig.future.result()
+        rig.scripts.append(rig.place(1, 3))
+        assert rig.future.resume() == [0, 2, 4]
+
+    rig.run(rig.take, rig.place(0, 1), fork)
