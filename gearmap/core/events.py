@@ -178,6 +178,7 @@ class NotRunReport:
 
     `charged` is the position that is blamed (a child died of it, or it ran too long); everything else is run again
     uncharged. A time-out that charges nobody is one that came too late: the child had moved on.
+    `loading` says that the child had not begun that task: it died of unpickling what the task needs.
     `failure` is what every task fails with if no other worker can do better (a package that is missing), or what the
     initializer raised. `why` is the node's own word for the reason.
     """
@@ -187,6 +188,7 @@ class NotRunReport:
     charged: int | None = None
     failure: object = None
     why: str = ""
+    loading: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,13 +286,17 @@ class FailTask:
 
 @dataclass(frozen=True, slots=True)
 class LoseTask:
-    """The task was lost too often; `span` is where its arguments are."""
+    """The task was lost too often.
+
+    `span` is where its arguments are, if they may be unpickled; `alone` says that its last attempt had no other task.
+    """
 
     task: int
     losses: int
     detail: str
     worker: str | None
     span: Span | None = field(default=None, compare=False, repr=False)
+    alone: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

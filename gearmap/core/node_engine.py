@@ -439,6 +439,10 @@ def _verdict(worker: int, execution: _Execution, event: ne.ChildGone) -> ne.Answ
         detail = execution.detail or event.detail
         if event.initializing:
             return ne.AnswerNotRun(worker, ne.NodeReason.INITIALIZER_FAILED, None, f"its process ended: {detail}")
+        if not event.begun:  # it died while it was idle: none of this job's tasks is to blame
+            return ne.AnswerNotRun(worker, ne.NodeReason.STOPPED, None, f"{detail}, before it began")
+        if event.loading:
+            return ne.AnswerNotRun(worker, ne.NodeReason.DIED_LOADING, event.position, f"{detail}, while it was loaded")
         return ne.AnswerNotRun(worker, reason, event.position, detail)
     if reason is ne.NodeReason.TIMED_OUT:
         assert execution.clock is not None

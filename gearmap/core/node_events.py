@@ -53,6 +53,7 @@ class NodeReason(Enum):
     DRAINING = "draining"
     STOPPED = "stopped"
     CHILD_DIED = "child died"
+    DIED_LOADING = "child died loading"
     TIMED_OUT = "timed out"
     INITIALIZER_FAILED = "initializer failed"
 
@@ -98,13 +99,16 @@ class ChildReady:
 class ChildGone:
     """A child was reaped and its pipe is empty. `position` is the task that it was at, if it was at one.
 
-    `initializing` says that it was in a tenant's initializer.
+    `initializing` says that it was in a tenant's initializer, `loading` that it loaded what that task needs, `begun`
+    that it had read its job.
     """
 
     child: int
     position: int | None
     detail: str
     initializing: bool = False
+    loading: bool = False
+    begun: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,9 @@ class Reruns:
         if decide(self._policy, losses=losses) is Verdict.RUN_AGAIN:
             avoid = (*known.avoid, worker) if worker else known.avoid
             return [*reruns, _Rerun([(culprit, culprit + 1)], replace(known, avoid=avoid, losses=losses))]
-        out.append(ev.LoseTask(culprit, losses, report.detail, worker, self._span(culprit)))
+        # What killed a process when it was unpickled must not be unpickled by the client, to be told.
+        span = None if report.loading else self._span(culprit)
+        out.append(ev.LoseTask(culprit, losses, report.detail, worker, span, alone=attempt.size == 1))
         self._fail(culprit, out)
         return reruns
 

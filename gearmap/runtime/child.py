@@ -29,10 +29,12 @@ __all__ = [
     "DEFECT_EXIT",
     "FINAL",
     "FRAME",
+    "HANDED_OVER",
     "INITIALIZING",
     "JOB",
     "LAST",
     "LOADING",
+    "PACKING",
     "READY",
     "ChildSettings",
     "Job",
@@ -49,6 +51,8 @@ LAST = b"L"  # like FINAL, and the child must not be given another job
 # in the pipe. Less: none does, and the child loads what the task at position `~index` needs.
 LOADING = ~0
 INITIALIZING = -(2**62)  # it is in a tenant's initializer
+PACKING = INITIALIZING + 1  # it pickles the results of several tasks at once
+HANDED_OVER = INITIALIZING + 2  # it has not read its job yet
 
 _META_BYTES = struct.Struct("<Q")  # length of the keys and names
 _HEAD_BYTES = FRAME.size + _META_BYTES.size

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from gearmap.core.sizes import shown_bytes
 from gearmap.memory import writable
-from gearmap.runtime.child import COMMIT, FINAL, FRAME, INITIALIZING, LAST, LOADING, READY, ChildSettings, main
+from gearmap.runtime.child import (
+    COMMIT,
+    FINAL,
+    FRAME,
+    HANDED_OVER,
+    INITIALIZING,
+    LAST,
+    READY,
+    ChildSettings,
+    main,
+)
 from gearmap.runtime.memory_use import high_water_bytes, total_bytes
 
 if TYPE_CHECKING:
@@ -57,11 +67,15 @@ class Committed:
 class Ended:
     """The child was reaped, and everything that it had committed came before this.
 
-    `position` is the task that it was at; None if it was in an initializer.
+    `position` is the task that it was at; None if it was at none, or nobody knows at which. `loading` says that it did
+    not run that task yet, `initializing` that it was in an initializer, `begun` that it had read its job.
     """
 
     position: int | None
     detail: str
+    initializing: bool = False
+    loading: bool = False
+    begun: bool = True
 
 
 Report = Ready | Committed | Ended
@@ -95,6 +109,7 @@ class Child:
         self._report_change: Callable[[Child], object] = _nobody_watches
         self._has_rest = False
         self._peak_bytes = 0
+        self._end_detail: str | None = None
         self.sentinel = Sentinel(self)
 
     def start(self) -> None:
@@ -118,9 +133,10 @@ class Child:
 
     @property
     def position(self) -> int | None:
-        """The position of the task that the child is at, as far as is known now; None in an initializer."""
+        """The position of the task that the child is at, as far as is known now; None in an initializer, and
+        while the results of several are pickled."""
         index = int(self._index[0])
-        if index == INITIALIZING:
+        if index <= HANDED_OVER:
             return None
         return index if index >= 0 else ~index
 
@@ -137,7 +153,7 @@ class Child:
 
     def send_job(self, head: bytes, sealed: bytes | bytearray | memoryview) -> None:
         """Hand a job to the child."""
-        self._index[0] = LOADING  # the child is idle: what an earlier job left there must not be charged to this one
+        self._index[0] = HANDED_OVER  # the child is idle: what it left there must not be charged to this one
         if len(sealed) <= _JOIN_BYTES:
             self._outgoing.append(memoryview(head + sealed))
         else:
@@ -160,7 +176,21 @@ class Child:
     def take_reports(self) -> list[Report]:
         """Return what the child has reported since the last call."""
         reports, self._reports = self._reports, []
+        if self._end_detail is not None:
+            reports.append(self._ended(self._end_detail))
+            self._end_detail = None
         return reports
+
+    def _ended(self, detail: str) -> Ended:
+        """Say where the child was in the end. Not before somebody asks: a dead child may have been given a job."""
+        index = int(self._index[0])
+        return Ended(
+            self.position,
+            detail,
+            initializing=index == INITIALIZING,
+            loading=HANDED_OVER < index < 0,
+            begun=index != HANDED_OVER,
+        )
 
     # -------------------------------------------------------------------------------------------------------- polling
 
@@ -281,7 +311,7 @@ class Child:
             pass
         self._process.join()
         detail = _describe_exit(self._process.exitcode) + _describe_memory(self._peak_bytes)
-        self._reports.append(Ended(self.position, detail))
+        self._end_detail = detail
         self.close()
 
     def close(self) -> None:

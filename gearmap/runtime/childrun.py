@@ -22,7 +22,18 @@ from time import perf_counter
 from typing import Any
 
 from gearmap.runtime import task
-from gearmap.runtime.child import COMMIT, FINAL, FRAME, INITIALIZING, LAST, LOADING, ChildSettings, Job, receive
+from gearmap.runtime.child import (
+    COMMIT,
+    FINAL,
+    FRAME,
+    INITIALIZING,
+    LAST,
+    LOADING,
+    PACKING,
+    ChildSettings,
+    Job,
+    receive,
+)
 from gearmap.runtime.coroutines import awaited
 from gearmap.wire import envelope
 from gearmap.wire.jobheader import BlockHeader, BlockKind, HeaderMemo, JobHeader
@@ -73,7 +84,9 @@ class Runner:
         header = self._headers.read(opened)
         payloads = envelope.unframe(body)
         numbers = payloads.pop()[0]
-        committer = _Committer(self._pipe, job, prefix.session_id)
+        # With a time limit the index stays at a task: pickling its result is part of its time.
+        index = self._index if header.task_timeout is None else None
+        committer = _Committer(self._pipe, job, prefix.session_id, index)
         place = (job.number, header.cwd, header.sys_path)
         if place != self._place:
             self._move_to(place, job, header)
@@ -210,7 +223,7 @@ def _shown(fn: Callable[..., Any], arguments: Callable[[Any], tuple[Any, dict[st
     """Describe a call that failed; nothing, if its arguments are what failed."""
     try:
         args, kwargs = arguments(item)
-    except Exception:
+    except BaseException:
         return ""
     return describe_call(fn, args, kwargs)
 
@@ -286,8 +299,9 @@ class _Committer:
 
     retried: tuple[type[BaseException], ...] = (Exception,)
 
-    def __init__(self, pipe: socket.socket, job: Job, session_id: bytes) -> None:
+    def __init__(self, pipe: socket.socket, job: Job, session_id: bytes, index: memoryview | None) -> None:
         self._pipe = pipe
+        self._index = index
         self._job = job
         self._session_id = session_id
         self._sealer = Sealer(job.outcome_key)
@@ -345,6 +359,8 @@ class _Committer:
 
     def _send(self, *, final: bool, not_run: NotRun | None = None, last: bool = False) -> None:
         job = self._job
+        if self._index is not None and self._held and (len(self._held) > 1 or len(self._held[0][1]) > 1):
+            self._index[0] = PACKING  # if one of these results is the end of this process, nobody knows which
         header, body = self._encoded(final, not_run)
         message = envelope.seal_now(
             kind=envelope.Kind.OUTCOME,

@@ -54,6 +54,7 @@ _REASONS = {
     ne.NodeReason.DRAINING: NotRunReason.DRAINING,
     ne.NodeReason.STOPPED: NotRunReason.STOPPED,
     ne.NodeReason.CHILD_DIED: NotRunReason.CHILD_DIED,
+    ne.NodeReason.DIED_LOADING: NotRunReason.DIED_LOADING,
     ne.NodeReason.TIMED_OUT: NotRunReason.TIMED_OUT,
     ne.NodeReason.INITIALIZER_FAILED: NotRunReason.INITIALIZER_FAILED,
 }
@@ -298,8 +299,16 @@ class Node:
                 self._do(ne.ChildReady(child.number))
             elif isinstance(report, Ended):
                 self._children.forget(child)
-                is_initializing = report.position is None
-                self._do(ne.ChildGone(child.number, report.position, report.detail, is_initializing))
+                self._do(
+                    ne.ChildGone(
+                        child.number,
+                        report.position,
+                        report.detail,
+                        report.initializing,
+                        loading=report.loading,
+                        begun=report.begun,
+                    )
+                )
 
     def _on_committed(self, child: Child, report: Committed) -> None:
         index = self._engine.worker_of(child.number)

@@ -22,6 +22,7 @@ _KINDS = {
     NotRunReason.CANNOT_LOAD: ev.NotRunKind.CANNOT_LOAD,
     NotRunReason.EXPIRED: ev.NotRunKind.EXPIRED,
     NotRunReason.CHILD_DIED: ev.NotRunKind.DIED,
+    NotRunReason.DIED_LOADING: ev.NotRunKind.DIED,
     NotRunReason.TIMED_OUT: ev.NotRunKind.TIMED_OUT,
     NotRunReason.INITIALIZER_FAILED: ev.NotRunKind.INITIALIZER_FAILED,
 }
@@ -187,7 +188,8 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
             failure, failures = failures[0], ()
         kind = _KINDS.get(not_run.reason, ev.NotRunKind.AGAIN)
         charged = outcome.beat if kind in _CHARGED else None
-        report = ev.NotRunReport(kind, not_run.detail, charged, failure, not_run.reason.value)
+        is_loading = not_run.reason is NotRunReason.DIED_LOADING
+        report = ev.NotRunReport(kind, not_run.detail, charged, failure, not_run.reason.value, is_loading)
     event = ev.OutcomeArrived(
         attempt=attempt,
         execution=execution,

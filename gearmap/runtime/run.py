@@ -419,7 +419,10 @@ class Run:
         self.consumer.failed(instruction.task, instruction.failure, instruction.attempts, instruction.worker)
 
     def _lose_task(self, instruction: ev.LoseTask, again: list[ev.Input]) -> None:
-        self.consumer.gave_up(instruction.task, GivenUp.lost(instruction, self._call_of(instruction.span)))
+        call = self._call_of(instruction.span)
+        if call is not None and call.kind is BlockKind.CALLS and not instruction.alone:
+            call = None  # among other calls a child does not note where loading ends, and this may have died of it
+        self.consumer.gave_up(instruction.task, GivenUp.lost(instruction, call))
 
     def _time_out_task(self, instruction: ev.TimeOutTask, again: list[ev.Input]) -> None:
         call = self._call_of(instruction.span)

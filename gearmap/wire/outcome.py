@@ -67,6 +67,7 @@ class NotRunReason(Enum):
     CANNOT_LOAD = "cannot_load"  # the function or its arguments do not load here
     STOPPED = "stopped"  # somebody asked to stop the execution
     CHILD_DIED = "child_died"  # the process that ran the tasks is gone
+    DIED_LOADING = "died_loading"  # it is gone, and was unpickling what a task needs: nobody else should try it
     # The initializer raised: what it raised is the outcome's only failure. Without one, its process died of it.
     INITIALIZER_FAILED = "initializer_failed"
     TIMED_OUT = "timed_out"  # a task ran too long, and the process that ran it was ended

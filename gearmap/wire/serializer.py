@@ -117,7 +117,7 @@ def loads(payload: Payload) -> Any:
         return pickle.loads(payload[0], buffers=payload[1:])
     except MemoryError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:  # what is loaded does not end who loads it; Ctrl-C does
         raise SerializationError(f"cannot unpickle: {type(error).__name__}: {error}") from error
 
 
