@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from gearmap import current
 from gearmap.backend import LocalBackend, choose_backend
 from gearmap.client import BoundOptions, Client, LocalCluster
+from gearmap.runtime import child
 from gearmap.runtime.futures import Future
 from gearmap.runtime.mapfuture import MapFuture
 
@@ -54,7 +55,8 @@ def current_client() -> Client:
     with _lock:
         if _automatic is None or _automatic.is_closed:
             _automatic = _make_client()
-            atexit.register(_automatic.close)
+            if not child.is_child:  # there it ends with the job
+                atexit.register(_automatic.close)
         return _automatic
 
 

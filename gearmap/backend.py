@@ -31,26 +31,24 @@ from gearmap.config import (
 )
 from gearmap.core.engine import RunEngine
 from gearmap.core.missing import NOTICE_SECONDS
-from gearmap.core.names import Lane
 from gearmap.core.retry import RetryPolicy
 from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
 from gearmap.keyfile import load_key, load_or_make_key
-from gearmap.runtime import child
+from gearmap.runtime import child, task
 from gearmap.runtime.callrun import MAX_BLOCK_CALLS, CallRun
 from gearmap.runtime.consumer import Consumer
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.folder import CurrentFolder
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.inline import initialize_inline
+from gearmap.runtime.nodeline import check_asker
 from gearmap.runtime.run import Place, Run, RunSettings
+from gearmap.runtime.sessions import Session, new_session, session_from_node
 from gearmap.runtime.tenancy import Tenancy, make_tenancy
-from gearmap.wire import seal
 from gearmap.wire.framing import Payload
 from gearmap.wire.serializer import FunctionCache, dumps
 
 __all__ = ["Backend", "LocalBackend", "choose_backend", "named_backend", "read_config"]
-
-_PYTHON = (sys.version_info[0], sys.version_info[1])
 
 # How long a local cluster's own node may take before people are told that it has no workers yet. Raised: a busy machine
 # gives no false alarm; lowered: a node that hangs is known sooner.
@@ -91,6 +89,9 @@ class Backend:
         self._driver: Driver | None = None
         self._cache = FunctionCache()
         self._closed = False
+        self._last_place: Place | None = None
+        self._last_path: list[str] = []
+        self._folder = CurrentFolder()
         self._id = secrets.token_hex(8)
         self._begun: dict[Hashable, tuple[RunOptions, ClusterBroken | None]] = {}
         watch_forks(self)
@@ -177,7 +178,8 @@ class Backend:
         if options.initializer is not None:
             owner = tenant or self._id
             tenancy = make_tenancy(owner, options.initializer, options.initargs, is_sole=tenant is not None)
-        return lambda consumer: self._make_run(driver, consumer, options, feeds, total, retried, tenancy)
+        session = self._open_session(options.queue)
+        return lambda consumer: self._make_run(driver, consumer, session, options, feeds, total, retried, tenancy)
 
     def make_call_run(self, options: RunOptions, *, tenant: str | None = None) -> CallRun:
         """Return a new run for single calls; see `run_maker`."""
@@ -189,18 +191,19 @@ class Backend:
         self,
         driver: Driver,
         consumer: Consumer,
+        session: Session,
         options: RunOptions,
         feeds: bytes | None,
         total: int | None,
         retried: Payload | None,
         tenancy: Tenancy | None,
     ) -> Run:
-        session_id = secrets.token_bytes(16)
         settings = RunSettings(
             run_id=uuid.uuid4().hex,
-            lane=Lane(options.queue, _PYTHON, seal.key_id(self._secret)),
-            session_id=session_id,
-            session_key=seal.session_key(self._secret, session_id),
+            lane=session.lane,
+            depth=session.depth,
+            session_id=session.id,
+            session_key=session.key,
             priority=options.priority,
             feeds=feeds,
             task_timeout=options.task_timeout,
@@ -216,7 +219,7 @@ class Backend:
             fail_fast=feeds is not None and not options.return_exceptions,
             total=total,
             max_chunksize=options.max_tasks_per_child,
-            seed=int.from_bytes(session_id, "little"),
+            seed=int.from_bytes(session.id, "little"),
         )
         return Run(settings, engine, consumer, driver.make_links())
 
@@ -247,7 +250,20 @@ class Backend:
         self._lock = threading.RLock()
         self._driver = None
 
-    # ---------------------------------------------------------------------------------- what a local cluster overrides
+    def _callers_place(self) -> Place:
+        """The caller's folder, with its search path."""
+        cwd = self._folder.path()
+        place = self._last_place
+        if place is None or place.cwd != cwd or self._last_path != sys.path:
+            self._last_path = list(sys.path)
+            place = self._last_place = Place(cwd, tuple(path or cwd for path in self._last_path))
+        return place
+
+    # ------------------------------------------------------------- what a local cluster, or a task's backend, overrides
+
+    def _open_session(self, queue: str) -> Session:
+        """Return a fresh session for a run of a queue."""
+        return new_session(self._secret, queue)
 
     def _check_usable(self) -> None:
         """Raise if this process cannot use it."""
@@ -281,9 +297,6 @@ class LocalBackend(Backend):
     def __init__(self, workers: int | None = None, *, server: str = "auto") -> None:
         super().__init__(ServerMode.LOCAL)
         self.processes = LocalProcesses(workers, server)
-        self._last_place: Place | None = None
-        self._last_path: list[str] = []
-        self._folder = CurrentFolder()
 
     @property
     def is_closed(self) -> bool:
@@ -297,12 +310,7 @@ class LocalBackend(Backend):
 
     def place(self) -> Place:
         """Where tasks run: in the caller's folder, with its search path."""
-        cwd = self._folder.path()
-        place = self._last_place
-        if place is None or place.cwd != cwd or self._last_path != sys.path:
-            self._last_path = list(sys.path)
-            place = self._last_place = Place(cwd, tuple(path or cwd for path in self._last_path))
-        return place
+        return self._callers_place()
 
     def _after_fork_in_child(self) -> None:
         """Stay away from the parent's processes; what was not started yet can be started here."""
@@ -331,6 +339,34 @@ class LocalBackend(Backend):
         return NODE_START_SECONDS if queue == "default" else super()._patience(queue)
 
 
+class NestedBackend(Backend):
+    """Runs of a task go to the job servers of the node that runs it, one nesting level deeper.
+
+    It ends with the job that the task is part of: what runs then, nobody waits for.
+    """
+
+    def __init__(self) -> None:
+        servers = child.settings.servers
+        super().__init__(ServerMode.SERVERS, [ServerAddress(host, port, "this task's node") for host, port in servers])
+
+    def place(self) -> Place:
+        """Where tasks run: where this one does, if that was its client's folder."""
+        header = task.running_header()
+        return Place() if header is None or header.cwd is None else self._callers_place()
+
+    def _open_session(self, queue: str) -> Session:
+        return session_from_node(queue)
+
+    def _patience(self, queue: str) -> float:
+        return NODE_START_SECONDS  # the node is opening the level
+
+    def _check_usable(self) -> None:
+        check_asker()
+
+    def _start(self) -> None:
+        task.at_end_of_job(self.close)
+
+
 def named_backend(servers: str | Sequence[str] | None, key: str | os.PathLike[str] | None) -> Backend:
     """Return the backend for job servers that somebody has named, here or in the environment.
 
@@ -355,11 +391,11 @@ def choose_backend(
     Raises
     ------
     ConfigurationError
-        As `named_backend`; also if a local cluster would start inside a task or a web server.
+        As `named_backend`; also if a local cluster would start inside a web server.
     """
+    if child.is_child and servers is None:
+        return NestedBackend()
     choice = resolve_servers(servers, environ=os.environ, config_text=read_config())
-    if child.is_child:
-        raise ConfigurationError("a task cannot use the cluster that runs it; return values and map over them outside")
     if choice.mode is not ServerMode.LOCAL:
         return _of_choice(choice, key)
     host = next((name for name in _WEB_SERVERS if name in sys.modules), None)

@@ -18,6 +18,7 @@ from gearmap.config import RunOptions, ServerMode
 from gearmap.core.snapshot import ProgressSink
 from gearmap.display.sinks import choose_sink, make_sink
 from gearmap.errors import ClusterBroken
+from gearmap.runtime import child
 from gearmap.runtime.arguments import ArgumentSource
 from gearmap.runtime.imaprun import ImapRun
 from gearmap.runtime.inline import InlineMap, imap_inline
@@ -154,7 +155,8 @@ def _imap_results(
 
 
 def _sink(backend: Backend, options: RunOptions) -> ProgressSink:
-    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    # A task has no terminal, though its node may have been started in one.
+    is_terminal = sys.stderr is not None and sys.stderr.isatty() and not child.is_child
     kind = choose_sink(progress=options.progress, is_terminal=is_terminal, environ=os.environ)
     return make_sink(kind, desc=options.desc, where=backend.where, explicit=bool(options.progress))
 

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["WIRE_VERSION", "Lane", "control_name", "explain_no_worker", "node_ids"]
+__all__ = ["DEFAULT_QUEUE", "WIRE_VERSION", "Lane", "control_name", "explain_no_worker", "node_ids"]
 
 WIRE_VERSION = 1
+DEFAULT_QUEUE = "default"
 
 _LANE = re.compile(r"gearmap(\d+)\.([A-Za-z0-9_-]{1,64})(?:~(\d+))?\.py(\d)(\d+)\.([0-9a-f]{8})")
 _CONTROL = re.compile(r"gearmap1\.node\.([A-Za-z0-9-]+)\.([0-9a-f]{8})")

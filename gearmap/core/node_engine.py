@@ -5,7 +5,8 @@ Rule 2: a job that was taken is always answered: by the child's final outcome, o
 Rule 3: silence of a job server is not news. Only "nobody waits", twice in a row, stops an execution.
 Rule 4: a child that ran a tenant's initializer, or as many tasks as it may, is never given a job that this is not for:
 it is replaced, and the job goes to the fresh one.
-Rule 5: nothing here knows what is in an envelope, and nothing here waits: `now` is an argument, `deadline` an answer.
+Rule 5: a worker of a nested level goes on while the node drains: what still runs may wait for it.
+Rule 6: nothing here knows what is in an envelope, and nothing here waits: `now` is an argument, `deadline` an answer.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class NodeEngine:
     Parameters
     ----------
     workers
-        How many workers the node has; they are numbered from 0.
+        How many workers the node has; they are numbered from 0. Those of nested levels come after.
     spares
         Warm children beyond one for each worker, so that a lost child is replaced at once.
     memory_limit
@@ -99,6 +100,8 @@ class NodeEngine:
         self._memory_limit = memory_limit
         self._memory_interval = MEMORY_INTERVAL if memory_limit is None else LIMITED_MEMORY_INTERVAL
         self._max_tasks_per_child = max_tasks_per_child
+        self._workers = workers
+        self._closed: set[int] = set()  # workers of nested levels that nobody wants now
         self._child_of: list[int | None] = [None] * workers
         self._executions: list[_Execution | None] = [None] * workers
         self._workers_of: dict[int, int] = {}  # children that run an execution, and whose it is
@@ -118,6 +121,8 @@ class NodeEngine:
         self._exited = False
         self._handlers: dict[type, Callable[[Any, float, list[ne.Instruction]], None]] = {
             ne.Start: self._on_start,
+            ne.OpenWorkers: self._on_open,
+            ne.CloseWorkers: self._on_close,
             ne.ChildReady: self._on_child_ready,
             ne.ChildGone: self._on_child_gone,
             ne.JobTaken: self._on_job,
@@ -172,6 +177,23 @@ class NodeEngine:
     def _on_start(self, event: ne.Start, now: float, out: list[ne.Instruction]) -> None:
         self._refill(out)
 
+    def _on_open(self, event: ne.OpenWorkers, now: float, out: list[ne.Instruction]) -> None:
+        workers = range(event.first, event.first + event.count)
+        missing = workers.stop - len(self._child_of)
+        self._child_of += [None] * missing
+        self._executions += [None] * missing
+        self._closed.difference_update(workers)
+        self._refill(out)
+        self._place_children(out)
+
+    def _on_close(self, event: ne.CloseWorkers, now: float, out: list[ne.Instruction]) -> None:
+        for worker in range(event.first, event.first + event.count):
+            self._closed.add(worker)
+            child = self._child_of[worker]
+            if child is not None:
+                self._replace(child, out)
+        self._trim(out)
+
     def _on_stop(self, event: ne.StopExecution, now: float, out: list[ne.Instruction]) -> None:
         for execution in self._executions:
             if execution is not None and execution.id == event.execution:
@@ -205,12 +227,28 @@ class NodeEngine:
 
     def _refill(self, out: list[ne.Instruction]) -> None:
         """Start children until every worker has one and the spares are there."""
-        wanted = self._child_of.count(None) + self._spares - len(self._idle) - len(self._starting)
-        for _ in range(wanted if not self._draining else 0):
+        lacking, spares = self._lacking(), self._spares
+        if self._draining:
+            lacking, spares = [worker for worker in lacking if worker >= self._workers], 0
+        wanted = len(lacking) + spares - len(self._idle) - len(self._starting)
+        for _ in range(wanted):
             child = self._next_child
             self._next_child += 1
             self._starting.add(child)
             out.append(ne.StartChild(child))
+
+    def _trim(self, out: list[ne.Instruction]) -> None:
+        """End idle children that no worker needs any more."""
+        surplus = len(self._idle) + len(self._starting) - self._spares - len(self._lacking())
+        for _ in range(min(surplus, len(self._idle))):
+            out.append(ne.KillChild(self._idle.pop()))
+
+    def _lacking(self) -> list[int]:
+        """Return the workers that should have a child and have none."""
+        lacking = [worker for worker, child in enumerate(self._child_of) if child is None]
+        if self._closed:
+            lacking = [worker for worker in lacking if worker not in self._closed]
+        return lacking
 
     def _on_child_ready(self, event: ne.ChildReady, now: float, out: list[ne.Instruction]) -> None:
         child = event.child
@@ -220,10 +258,12 @@ class NodeEngine:
         self._failed_starts = 0
         self._idle.append(child)
         self._place_children(out)
+        if self._closed:
+            self._trim(out)
 
     def _place_children(self, out: list[ne.Instruction]) -> None:
         """Give idle children to workers without one: those with a job first."""
-        lacking = [worker for worker, child in enumerate(self._child_of) if child is None]
+        lacking = self._lacking()
         lacking.sort(key=lambda worker: self._executions[worker] is None)
         for worker in lacking:
             if not self._idle:
@@ -288,7 +328,7 @@ class NodeEngine:
         if event.expired:
             out.append(ne.AnswerNotRun(event.worker, ne.NodeReason.EXPIRED))
             return
-        if self._draining:
+        if self._draining and event.worker < self._workers:
             # It was on its way when the workers were paused. Run, it could outlive the grace that is over by now.
             out.append(ne.AnswerNotRun(event.worker, ne.NodeReason.DRAINING))
             return

@@ -18,6 +18,7 @@ __all__ = [
     "ChildGone",
     "ChildReady",
     "ClientsCounted",
+    "CloseWorkers",
     "Drain",
     "Exit",
     "Finish",
@@ -32,6 +33,7 @@ __all__ = [
     "LookAtTask",
     "MemorySeen",
     "NodeReason",
+    "OpenWorkers",
     "OutcomeCommitted",
     "OutcomeFinal",
     "Pause",
@@ -86,6 +88,22 @@ class JobNeeds:
 @dataclass(frozen=True, slots=True)
 class Start:
     """The node begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWorkers:
+    """The workers `first .. first + count`, new ones or closed ones, take jobs of a nested level from now on."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseWorkers:
+    """The workers `first .. first + count` take no jobs any more, and have none."""
+
+    first: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +287,7 @@ class LookAtMemory:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """No worker takes a job any more."""
+    """No worker takes a job any more, but those of nested levels: running tasks may wait for theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +299,8 @@ class Exit:
 
 Input: TypeAlias = (
     Start
+    | OpenWorkers
+    | CloseWorkers
     | ChildReady
     | ChildGone
     | JobTaken

@@ -19,6 +19,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,9 +39,12 @@ __all__ = [
     "READY",
     "ChildSettings",
     "Job",
+    "Line",
     "encode_job",
+    "line",
     "main",
     "receive",
+    "settings",
 ]
 
 FRAME = struct.Struct("<cQ")  # kind, length of what follows
@@ -70,9 +74,6 @@ _PR_SET_PDEATHSIG = 1
 
 DEFECT_EXIT = 70  # what a child ends with when not a task but gearmap itself has failed; EX_SOFTWARE of sysexits.h
 
-is_child = False
-"""Whether this process is one that runs tasks."""
-
 
 @dataclass(frozen=True, slots=True)
 class ChildSettings:
@@ -80,6 +81,25 @@ class ChildSettings:
 
     environment: tuple[tuple[str, str], ...] = ()  # NAME, value with "{index}" for the worker's number
     cwd: str | None = None
+    servers: tuple[tuple[str, int], ...] = ()  # where nested runs go
+
+
+class Line(NamedTuple):
+    """A child's end of its line to the node, and the process that may use it."""
+
+    owner: int
+    socket: socket.socket
+    lock: threading.Lock
+
+
+is_child = False
+"""Whether this process is one that runs tasks."""
+
+settings = ChildSettings()
+"""What this child was told at its start."""
+
+line: Line | None = None
+"""Where tasks ask the node for something; see `gearmap.runtime.nodeline`."""
 
 
 class Job(NamedTuple):
@@ -118,14 +138,16 @@ def encode_job(
     return FRAME.pack(JOB, _META_BYTES.size + size + sealed_bytes) + _META_BYTES.pack(size) + meta
 
 
-def main(pipe: socket.socket, index: Any, settings: ChildSettings) -> None:
+def main(pipe: socket.socket, index: Any, told: ChildSettings, node_line: socket.socket) -> None:
     """Run jobs until the pipe ends. Never returns."""
-    global is_child
+    global is_child, settings, line
     is_child = True
+    settings = told
+    line = Line(os.getpid(), node_line, threading.Lock())
     code = DEFECT_EXIT
     try:
         _become_independent()
-        _serve(pipe, memoryview(index).cast("B").cast("q"), settings)
+        _serve(pipe, memoryview(index).cast("B").cast("q"))
         code = 0
     except BaseException as error:
         # What a task raises never comes here. Whoever reads that a worker was lost must find the reason.
@@ -135,7 +157,7 @@ def main(pipe: socket.socket, index: Any, settings: ChildSettings) -> None:
         os._exit(code)
 
 
-def _serve(pipe: socket.socket, index: memoryview, settings: ChildSettings) -> None:
+def _serve(pipe: socket.socket, index: memoryview) -> None:
     if settings.cwd is not None:
         os.chdir(settings.cwd)
         sys.path.append(settings.cwd)  # last: modules there are found, and hide none of Python's own

@@ -47,7 +47,7 @@ class ChildPool:
         child = Child(number, self._context, self._settings)
         child.start()
         self._children[number] = child
-        for pollable in (child, child.sentinel):
+        for pollable in child.pollables:
             self._watch(pollable, child)
 
     def get(self, number: int | None) -> Child | None:
@@ -63,7 +63,7 @@ class ChildPool:
     def forget(self, child: Child) -> None:
         """Let go of a child that has ended."""
         self._children.pop(child.number, None)
-        for pollable in (child, child.sentinel):
+        for pollable in child.pollables:
             self._unwatch(pollable)
 
     def note_high_water(self, numbers: Iterable[int]) -> None:

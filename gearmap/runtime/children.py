@@ -29,6 +29,7 @@ from gearmap.runtime.child import (
     main,
 )
 from gearmap.runtime.memory_use import high_water_bytes, total_bytes
+from gearmap.runtime.nodeline import NodeLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,6 +112,7 @@ class Child:
         self._peak_bytes = 0
         self._end_detail: str | None = None
         self.sentinel = Sentinel(self)
+        self.line = NodeLine()
 
     def start(self) -> None:
         """Start the process. It reports `Ready` when it can take a job."""
@@ -118,13 +120,21 @@ class Child:
         for end in (ours, theirs):
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 end.setsockopt(socket.SOL_SOCKET, option, _PIPE_BYTES)
+        line, their_line = socket.socketpair()
         self._process = self._context.Process(
-            target=main, args=(theirs, self._index, self._settings), name=f"gearmap-child-{self.number}"
+            target=main, args=(theirs, self._index, self._settings, their_line), name=f"gearmap-child-{self.number}"
         )
         self._process.start()
         theirs.close()
+        their_line.close()
+        self.line.connected(line)
         ours.setblocking(False)
         self._pipe = ours
+
+    @property
+    def pollables(self) -> tuple[Any, ...]:
+        """What is to be watched of it."""
+        return self, self.sentinel, self.line
 
     @property
     def pid(self) -> int | None:
@@ -317,6 +327,7 @@ class Child:
     def close(self) -> None:
         """Let go of the pipe and the process's handle."""
         self._close_pipe()
+        self.line.close()
         self.sentinel.close()
         if self._process is not None and self._process.exitcode is not None:
             self._process.close()

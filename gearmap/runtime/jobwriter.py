@@ -47,6 +47,7 @@ class JobWriter:
         *,
         run_id: str,
         lane: Lane,
+        depth: int = 0,
         session_id: bytes,
         session_key: bytes,
         task_timeout: float | None = None,
@@ -57,7 +58,7 @@ class JobWriter:
         self.function_name = lane.name
         self._context_start = lane.name.encode()
         self._run_id = run_id
-        self._level = lane.level
+        self._level = depth
         self._task_timeout = task_timeout
         self._retry_exceptions = retry_exceptions
         self._tenancy = tenancy

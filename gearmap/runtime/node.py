@@ -17,7 +17,6 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from gearmap.core import node_events as ne
@@ -27,6 +26,8 @@ from gearmap.errors import WireError
 from gearmap.runtime.childpool import ChildPool
 from gearmap.runtime.children import Child, Committed, Ended, Ready
 from gearmap.runtime.control import ControlDesk
+from gearmap.runtime.crew import Crew, Worker
+from gearmap.runtime.nesting import NestingDesk
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.work import JobOpener, Work
 from gearmap.transport.events import (
@@ -60,18 +61,6 @@ _REASONS = {
 }
 
 
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """One Gearman worker of the node."""
-
-    index: int
-    name: str
-    links: WorkerLinks
-    work: Work | None = None
-    done: int = 0
-    deadline: float = float("inf")
-
-
 class Node:
     """A running node. `run` is its only thread's loop."""
 
@@ -93,12 +82,14 @@ class Node:
         self._poller = Poller()
         self._waker = Waker()
         self._children = ChildPool(settings.children, watch=self._watch, unwatch=self._unwatch)
-        self._workers: list[_Worker] = []
-        self._owners: dict[Any, _Worker | Child | ControlDesk] = {}
-        self._touched: set[_Worker | Child | ControlDesk] = set()
+        self._crew = Crew(settings, watch=self._watch_worker, unwatch=self._close_worker, tell=self._do)
+        self._workers = self._crew.workers
+        self._owners: dict[Any, Worker | Child | ControlDesk] = {}
+        self._touched: set[Worker | Child | ControlDesk] = set()
         # No connection wants to be woken before this; it may be too early, which costs one look at all of them.
         self._links_due = float("inf")
         self._opener = JobOpener(settings.secret)
+        self._nested = NestingDesk(settings, self._crew)
         self._control: ControlDesk | None = None
         self._exit: ne.Exit | None = None
         self._drain_grace: float | None = None
@@ -150,15 +141,7 @@ class Node:
         settings = self.settings
         now = time.monotonic()
         self._do(ne.Start())
-        for index in range(settings.workers):
-            # Each worker lists its names from another one on, so that no queue is always the last to be asked.
-            turn = index % len(settings.functions)
-            names = settings.functions[turn:] + settings.functions[:turn]
-            name = f"{settings.name}/{index}"
-            links = WorkerLinks(settings.servers, names, f"gearmap:{settings.node_id}:{index}", jitter=random.random)
-            worker = _Worker(index, name, links)
-            self._workers.append(worker)
-            self._open(links, worker, now)
+        self._crew.start(now)
         links = WorkerLinks(
             settings.servers,
             (control_name(settings.node_id, settings.key_id),),
@@ -168,13 +151,22 @@ class Node:
         self._control = ControlDesk(links, settings.secret, self._describe, self._stop_execution, self.drain)
         self._open(links, self._control, now)
 
-    def _open(self, links: WorkerLinks, owner: _Worker | ControlDesk, now: float) -> None:
+    def _watch_worker(self, worker: Worker, now: float) -> None:
+        self._open(worker.links, worker, now)
+
+    def _close_worker(self, worker: Worker) -> None:
+        worker.links.close()
+        worker.deadline = float("inf")
+        for link in worker.links.links:
+            self._unwatch(link)
+
+    def _open(self, links: WorkerLinks, owner: Worker | ControlDesk, now: float) -> None:
         links.start(now)
         for link in links.links:
             self._watch(link, owner)
         self._touched.add(owner)
 
-    def _watch(self, pollable: Any, owner: _Worker | Child | ControlDesk) -> None:
+    def _watch(self, pollable: Any, owner: Worker | Child | ControlDesk) -> None:
         self._owners[pollable] = owner
         self._poller.add(pollable)
 
@@ -204,6 +196,9 @@ class Node:
             self._do(ne.Tick())
             for owner in self._touched:
                 self._settle(owner)
+        due = self._nested.deadline
+        if due is not None and now >= due:
+            self._nested.look({w.work.execution_id for w in self._workers if w.work is not None}, now)
 
     def _tick_links(self, now: float) -> None:
         """Let the deadlines of connections fire, and find the next one."""
@@ -217,11 +212,11 @@ class Node:
             else:
                 self._links_due = min(self._links_due, desk.deadline)
 
-    def _hear(self, owner: _Worker | Child | ControlDesk) -> None:
+    def _hear(self, owner: Worker | Child | ControlDesk) -> None:
         """Take in what one connection or child has to say."""
         if isinstance(owner, Child):
             self._hear_child(owner)
-        elif isinstance(owner, _Worker):
+        elif isinstance(owner, Worker):
             for event in owner.links.take_events():
                 if type(event) is JobAssigned:
                     self._on_job(owner, event.job)
@@ -232,7 +227,7 @@ class Node:
             owner.work()
             self._settle(owner)
 
-    def _settle(self, owner: _Worker | Child | ControlDesk) -> None:
+    def _settle(self, owner: Worker | Child | ControlDesk) -> None:
         """After something was heard or sent: when the connection wants to be woken."""
         if isinstance(owner, Child):
             return
@@ -243,14 +238,14 @@ class Node:
 
     def _timeout(self) -> float | None:
         due = self._links_due
-        engine_due = self._engine.deadline
-        if engine_due is not None and engine_due < due:
-            due = engine_due
+        for other in (self._engine.deadline, self._nested.deadline):
+            if other is not None and other < due:
+                due = other
         return None if due == float("inf") else max(0.0, due - time.monotonic())
 
     # ---------------------------------------------------------------------------------------------------------- events
 
-    def _on_server_event(self, worker: _Worker, event: Any) -> None:
+    def _on_server_event(self, worker: Worker, event: Any) -> None:
         match event:
             case UniqueStatus() if worker.work is not None and event.unique == worker.work.job.unique:
                 self._do(ne.ClientsCounted(worker.index, worker.work.execution_id, event.clients))
@@ -269,7 +264,7 @@ class Node:
             case _:
                 pass
 
-    def _on_job(self, worker: _Worker, job: AssignedJob) -> None:
+    def _on_job(self, worker: Worker, job: AssignedJob) -> None:
         try:
             work = self._opener.open(job, execution_id=os.urandom(16), now=time.monotonic())
         except WireError as error:
@@ -309,6 +304,10 @@ class Node:
                         begun=report.begun,
                     )
                 )
+        for request in child.line.take_requests():
+            index = self._engine.worker_of(child.number)
+            work = None if index is None else self._workers[index].work
+            child.line.answer(*self._nested.answer(request, work, time.monotonic()))
 
     def _on_committed(self, child: Child, report: Committed) -> None:
         index = self._engine.worker_of(child.number)
@@ -337,7 +336,7 @@ class Node:
         assert work is not None
         child = self._children.get(instruction.child)
         assert child is not None
-        child.send_job(work.head_for_child(worker.name, worker.index), work.job.data)
+        child.send_job(work.head_for_child(worker.name, worker.number), work.job.data)
 
     def _forward(self, instruction: ne.Forward) -> None:
         worker = self._workers[instruction.worker]
@@ -376,8 +375,9 @@ class Node:
 
     def _pause(self, instruction: ne.Pause) -> None:
         for worker in self._workers:
-            worker.links.leave()
-            self._touched.add(worker)
+            if not worker.level:
+                worker.links.leave()
+                self._touched.add(worker)
 
     def _leave(self, instruction: ne.Exit) -> None:
         self._exit = instruction
@@ -411,11 +411,11 @@ class Node:
         worker.links.send_status(work.job, position or 0, size)
         self._touched.add(worker)
 
-    def _position(self, worker: _Worker) -> int | None:
+    def _position(self, worker: Worker) -> int | None:
         child = self._children.get(self._engine.child_of(worker.index))
         return None if child is None else child.position
 
-    def _tell(self, worker: _Worker, work: Work, how: str) -> None:
+    def _tell(self, worker: Worker, work: Work, how: str) -> None:
         worker.done += 1
         if self._verbose is None:
             return
@@ -453,6 +453,7 @@ class Node:
                     "position": self._position(worker),
                 }
                 for worker in self._workers
+                if not worker.is_closed
             ],
         }
 

@@ -85,8 +85,9 @@ def run_node(config: dict[str, Any], lifeline: int | None) -> int:
     from gearmap.runtime.nodesettings import NodeSettings
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    servers = tuple((host, int(port)) for host, port in config["servers"])
     settings = NodeSettings(
-        servers=tuple((host, int(port)) for host, port in config["servers"]),
+        servers=servers,
         secret=bytes.fromhex(config["secret"]),
         workers=config["workers"],
         queues=tuple(config["queues"]),
@@ -94,7 +95,9 @@ def run_node(config: dict[str, Any], lifeline: int | None) -> int:
         node_id=config["node_id"],
         python=tuple(config.get("python") or sys.version_info[:2]),
         children=ChildSettings(
-            environment=tuple((name, value) for name, value in config["environment"]), cwd=config["cwd"]
+            environment=tuple((name, value) for name, value in config["environment"]),
+            cwd=config["cwd"],
+            servers=servers,
         ),
         memory_limit=config["memory_limit"],
         max_tasks_per_child=config["max_tasks_per_child"],

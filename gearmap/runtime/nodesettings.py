@@ -60,4 +60,8 @@ class NodeSettings:
     @property
     def functions(self) -> tuple[str, ...]:
         """The Gearman function names that its workers serve."""
-        return tuple(Lane(queue, self.python, self.key_id).name for queue in self.queues)
+        return self.functions_at(0)
+
+    def functions_at(self, level: int) -> tuple[str, ...]:
+        """The names that workers of a nesting level serve."""
+        return tuple(Lane(queue, self.python, self.key_id, level).name for queue in self.queues)

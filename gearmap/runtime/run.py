@@ -73,6 +73,7 @@ class RunSettings:
 
     run_id: str
     lane: Lane
+    depth: int = 0
     session_id: bytes
     session_key: bytes = field(repr=False)
     priority: str = "normal"
@@ -114,6 +115,7 @@ class Run:
         self._writer = JobWriter(
             run_id=settings.run_id,
             lane=settings.lane,
+            depth=settings.depth,
             session_id=settings.session_id,
             session_key=settings.session_key,
             task_timeout=settings.task_timeout,

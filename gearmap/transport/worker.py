@@ -251,6 +251,12 @@ class WorkerLinks:
         """Ask for jobs again."""
         self._obey(self._policy.resume())
 
+    def come_back(self, names: Sequence[str]) -> None:
+        """Serve again after `leave`, whether that was done already or not."""
+        for name in names:
+            self.add_function(name)
+        self.resume()
+
     def leave(self) -> None:
         """Ask for no more jobs and be woken for none: serve nothing, at once when idle, else once the job is done.
 
@@ -261,6 +267,11 @@ class WorkerLinks:
         names = [name.decode("utf-8", "surrogateescape") for name in self._worker.worker_abilities]
         self._leaving += [name for name in names if name not in self._leaving]
         self._obey([])
+
+    @property
+    def has_left(self) -> bool:
+        """Whether nothing is served any more, and no job is held or asked for."""
+        return not self._worker.worker_abilities and self._policy.phase is Phase.IDLE
 
     def add_function(self, name: str) -> None:
         """Serve one function more, also on open connections; a held job is not disturbed."""

@@ -441,14 +441,6 @@ def test_a_repr_says_where_tasks_run(cluster, kind):
     assert kind in repr(cluster)
 
 
-def test_a_task_cannot_start_a_cluster_of_its_own(cluster):
-    def nested(x):
-        return gearmap.map(abs, [x])
-
-    with pytest.raises(gearmap.ConfigurationError, match="a task cannot use the cluster"):
-        cluster.map(nested, [1])
-
-
 def test_the_python_of_the_workers_is_this_one(cluster):
     assert cluster.submit(lambda: sys.version_info[:2]).result() == sys.version_info[:2]
 

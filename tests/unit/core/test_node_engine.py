@@ -27,6 +27,7 @@ from gearmap.core.node_events import (
     ChildGone,
     ChildReady,
     ClientsCounted,
+    CloseWorkers,
     Drain,
     Exit,
     Finish,
@@ -41,6 +42,7 @@ from gearmap.core.node_events import (
     LookAtTask,
     MemorySeen,
     NodeReason,
+    OpenWorkers,
     OutcomeCommitted,
     OutcomeFinal,
     Pause,
@@ -481,6 +483,61 @@ def test_an_idle_node_wants_no_tick() -> None:
     assert started().deadline is None
 
 
+# ------------------------------------------------------------------------------------------------------ nested levels
+
+
+def with_level(workers: int = 1) -> NodeEngine:
+    """A node whose nested level is served as well, by as many workers; their children come after the spare."""
+    engine = started(workers)
+    for start in of_kind(StartChild, engine.handle(OpenWorkers(workers, workers), 0.0)):
+        engine.handle(ChildReady(start.child), 0.0)
+    return engine
+
+
+def test_each_worker_of_a_nested_level_gets_a_child_and_the_spare_is_made_good() -> None:
+    engine = started(workers=2)
+    out = engine.handle(OpenWorkers(2, 2), 0.0)
+    assert out == [StartChild(3), StartChild(4)]
+    assert engine.handle(JobTaken(2, ONE), 0.0) == [RunJob(2, 2)]  # on what was the spare
+
+
+def test_the_children_of_a_level_that_is_closed_end_and_nobody_takes_their_place() -> None:
+    engine = with_level()
+    assert engine.handle(CloseWorkers(1, 1), 1.0) == [KillChild(1)]
+    assert engine.handle(ChildGone(1, None, "SIGKILL"), 1.1) == []
+
+
+def test_a_child_that_is_ready_when_its_level_is_closed_already_ends() -> None:
+    engine = started()
+    engine.handle(OpenWorkers(1, 1), 0.0)
+    assert engine.handle(CloseWorkers(1, 1), 0.1) == [KillChild(1)]
+    assert engine.handle(ChildReady(2), 0.2) == []  # the spare now
+
+
+def test_a_level_that_is_opened_again_has_children_again() -> None:
+    engine = with_level()
+    engine.handle(CloseWorkers(1, 1), 1.0)
+    assert engine.handle(OpenWorkers(1, 1), 2.0) == [StartChild(3)]
+    assert engine.handle(JobTaken(1, ONE), 2.0) == [RunJob(1, 2)]
+
+
+def test_a_draining_node_runs_the_nested_jobs_that_its_tasks_wait_for() -> None:
+    engine = with_level()
+    engine.handle(JobTaken(0, ONE), 0.0)
+    assert engine.handle(Drain(10.0), 0.1) == [Pause()]
+    assert engine.handle(JobTaken(1, TWO), 0.1) == [RunJob(1, 1)]
+    assert engine.handle(OutcomeFinal(1), 0.2) == [Finish(1)]
+    assert engine.handle(OutcomeFinal(0), 0.2) == [Finish(0), Exit()]
+
+
+def test_a_draining_node_starts_children_for_nested_jobs_only() -> None:
+    engine = running(workers=2)
+    engine.handle(Drain(10.0), 1.0)
+    for child in (1, 2):  # worker 1 has none any more
+        engine.handle(ChildGone(child, None, "SIGKILL"), 1.0)
+    assert engine.handle(OpenWorkers(2, 2), 1.0) == [StartChild(3), StartChild(4)]
+
+
 # ------------------------------------------------------------------------------------------------ events in any order
 
 
@@ -511,6 +568,7 @@ class NodeMachine(RuleBasedStateMachine):
         self.tasks_of: Counter[int] = Counter()  # what each child ran, and for whom
         self.tenant_of: dict[int, str] = {}
         self.workers, self.spares = workers, spares
+        self.nested = 0  # workers of a nested level that is open
         self.now = 0.0
         self.starting: set[int] = set()
         self.ready: set[int] = set()
@@ -534,7 +592,7 @@ class NodeMachine(RuleBasedStateMachine):
     def obey(self, one: Instruction) -> None:
         match one:
             case StartChild(child):
-                assert not self.draining
+                assert not self.draining or self.nested
                 assert child not in self.starting | self.ready | self.dying
                 self.starting.add(child)
             case KillChild(child):
@@ -589,14 +647,14 @@ class NodeMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.exits)
     @rule(
-        worker=st.integers(0, 2),
+        worker=st.integers(0, 4),
         foreground=st.booleans(),
         fate=st.sampled_from(["run", "run", "run", "avoided", "expired"]),
         n_tasks=st.integers(1, 3),
         needs=NEEDS,
     )
     def take_a_job(self, worker: int, foreground: bool, fate: str, n_tasks: int, needs: JobNeeds | None) -> None:
-        if worker >= self.workers or worker in self.held:
+        if worker >= self.workers + self.nested or worker in self.held:
             return
         execution = self.executions.to_bytes(16, "big")
         self.executions += 1
@@ -628,7 +686,19 @@ class NodeMachine(RuleBasedStateMachine):
             self.ready.add(child)
             self.send(ChildReady(child))
 
-    @rule(worker=st.integers(0, 2))
+    @rule()
+    def open_a_level(self) -> None:
+        if not self.exits and not self.nested:
+            self.nested = 2
+            self.send(OpenWorkers(self.workers, 2))
+
+    @rule()
+    def close_the_level(self) -> None:
+        if not self.exits and self.nested and not any(worker >= self.workers for worker in self.held):
+            self.nested = 0
+            self.send(CloseWorkers(self.workers, 2))
+
+    @rule(worker=st.integers(0, 4))
     def lose_the_connection(self, worker: int) -> None:
         if worker in self.held and not self.exits:
             self.answers[self.held.pop(worker)] += 1
@@ -695,11 +765,14 @@ class NodeMachine(RuleBasedStateMachine):
     @invariant()
     def children_are_as_many_as_needed_and_no_more(self) -> None:
         if not self.exits and not self.draining:
-            assert len(self.starting | self.ready) == self.workers + self.spares
+            needed = self.workers + self.nested + self.spares
+            assert len(self.starting | self.ready) >= needed
+            # One that is started for a level that was closed since ends as soon as it can be told to.
+            assert len(self.starting | self.ready) == needed or self.starting
 
     @invariant()
     def a_ready_child_is_not_kept_from_a_job_that_waits(self) -> None:
-        if not self.exits and len(self.ready) >= self.workers:
+        if not self.exits and len(self.ready) >= self.workers + self.nested:
             assert all(worker in self.runs or self.engine.deadline is not None for worker in self.held)
 
     @invariant()
