@@ -418,12 +418,15 @@ def imap_unordered(
 def submit(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
     """Run `fn(*args, **kwargs)` once on the cluster; return a `concurrent.futures.Future` of its result.
 
-    All keyword arguments are the function's. Options go through `gearmap.options(...).submit(...)`.
+    All keyword arguments are the function's. Options go through `gearmap.options(...).submit(...)`. What has not ended
+    when the interpreter does is cancelled.
 
     Raises
     ------
     SerializationError
         If the function or an argument does not pickle.
+    ServerUnavailable
+        If no job server answers.
 
     Examples
     --------

@@ -6,8 +6,11 @@ options never meet: `submit` takes none of ours, `options(...)` gives a light co
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,6 +29,8 @@ from gearmap.runtime.mapfuture import MapFuture
 from gearmap.wire.serializer import dump_call
 
 __all__ = ["BoundOptions", "Client", "LocalCluster"]
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -147,6 +152,7 @@ class Client(BoundOptions):
         self._lock = threading.RLock()
         self._call_runs = {}
         self._last_calls = (None, None)
+        _with_calls.discard(self)
 
     # ---------------------------------------------------------------------------------------------------------- surface
 
@@ -199,6 +205,11 @@ class Client(BoundOptions):
             # The run ended meanwhile: its servers were away. Now is another time.
             return self._call_run(options).submit(function, call, place)
 
+    @property
+    def _pending(self) -> int:
+        """How many submitted calls have not ended."""
+        return sum(run.pending for run in list(self._call_runs.values()))
+
     def _call_run(self, options: RunOptions) -> CallRun:
         known, run = self._last_calls
         if known is options and run is not None and not run.over:
@@ -210,6 +221,7 @@ class Client(BoundOptions):
                 raise run.error
             if run is None or run.over:
                 _check_submit_options(options)
+                _remember(self)
                 run = self._call_runs[key] = self._backend.make_call_run(options)
             self._last_calls = (options, run)
             return run
@@ -293,3 +305,27 @@ def _check_submit_options(options: RunOptions) -> None:
     for name in MAP_ONLY:
         if getattr(options, name) != getattr(defaults, name):
             raise ConfigurationError(f"the option {name!r} means nothing to submit; it is for map and its like")
+
+
+# ------------------------------------------------------------------------------------------------ the interpreter's end
+
+_with_calls: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def _remember(client: Client) -> None:
+    if not _with_calls:
+        atexit.unregister(_tell_unfinished)
+        atexit.register(_tell_unfinished)  # now, to be called before what closes the cluster
+    _with_calls.add(client)
+
+
+def _tell_unfinished() -> None:
+    """Say what the interpreter's end cancels: whoever submitted it did not wait for it, and may count on it."""
+    unfinished = sum(client._pending for client in list(_with_calls) if not client.is_closed)
+    if unfinished:
+        calls = "call was" if unfinished == 1 else "calls were"
+        logger.warning(
+            "%d submitted %s cancelled by the end of the interpreter; wait for the futures, or use a GearmanExecutor",
+            unfinished,
+            calls,
+        )

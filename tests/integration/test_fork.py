@@ -239,3 +239,41 @@ def test_a_multiprocessing_pool_forked_from_a_client_can_use_it(kind, start_serv
     print("done")
     """
     assert run(code, f"127.0.0.1:{server.port}", key_file=key_file) == "done\n"
+
+
+def test_an_executor_of_the_parent_works_on_in_both_processes_unless_its_cluster_is_the_parents(
+    kind, start_server, start_node, key_file
+):
+    server = start_server(kind)
+    start_node(server)
+    code = """
+    from concurrent.futures import BrokenExecutor
+    named = gearmap.GearmanExecutor(servers=sys.argv[1])
+    local = gearmap.GearmanExecutor(1)
+    assert named.submit(abs, -1).result(30) == local.submit(abs, -1).result(30) == 1
+    slow = named.submit(time.sleep, 0.5)
+
+    def child():
+        assert named.submit(abs, -2).result(30) == 2
+        named.shutdown()
+        try:
+            local.submit(abs, -1)
+        except BrokenExecutor as error:
+            assert "this GearmanExecutor belongs to the process" in str(error)
+        else:
+            raise AssertionError("the cluster of the parent was used")
+        local.shutdown()
+
+    assert in_child(child) == 0
+    assert slow.result(30) is None
+    assert named.submit(abs, -3).result(30) == local.submit(abs, -3).result(30) == 3
+
+    pid = os.fork()
+    if pid == 0:
+        sys.exit(0)  # waits for nothing of the parent's
+    local.submit(time.sleep, 0.3)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert local.submit(abs, -4).result(30) == 4
+    print("done")
+    """
+    assert run(code, f"127.0.0.1:{server.port}", key_file=key_file) == "done\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -216,3 +218,28 @@ def test_tasks_that_came_together_have_the_mean_of_their_durations(cluster):
     futures = [cluster.submit(abs, -n) for n in range(500)]
     assert [future.result(LIMIT) for future in futures] == list(range(500))
     assert all(0 <= future.duration < 1 for future in futures)
+
+
+# ------------------------------------------------------------------------------------------------ the interpreter's end
+
+
+@pytest.mark.parametrize("how", ["gearmap.submit", "gearmap.LocalCluster(1).submit"])
+def test_the_end_of_the_interpreter_cancels_what_nobody_waited_for_and_says_so(how):
+    code = f"""
+import gearmap, time
+submit = {how}
+submit(abs, -1).result(60)
+futures = [submit(time.sleep, 120) for _ in range(3)]
+"""
+    began = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert time.monotonic() - began < LIMIT
+    assert ended.returncode == 0
+    assert "3 submitted calls were cancelled by the end of the interpreter; wait for the futures" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_end_of_the_interpreter_says_nothing_if_all_calls_have_ended():
+    code = "import gearmap\nassert gearmap.submit(abs, -1).result(60) == 1"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, "cancelled" in ended.stderr) == (0, False)

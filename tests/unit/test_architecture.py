@@ -101,6 +101,7 @@ MAY_PRINT = re.compile(r"gearmap\.(cli(\..*)?|demo|runtime\.noderun|runtime\.nod
 MAY_HOLD_STATE = {
     "gearmap.current": "which client is current, and the last map",
     "gearmap.api": "the client that was started by itself",
+    "gearmap.client": "whose unfinished calls are told of when the interpreter ends",
     "gearmap.executor": "whose work is to be finished before the interpreter ends",
     "gearmap.runtime.child": "whether this process is a child",
     "gearmap.runtime.task": "the job that this process runs",
