@@ -89,6 +89,8 @@ class Backend:
         self._driver: Driver | None = None
         self._cache = FunctionCache()
         self._closed = False
+        self.closing = threading.Event()
+        self.exclusive = threading.Lock()  # for what one client does once at a time
         self._last_place: Place | None = None
         self._last_path: list[str] = []
         self._folder = CurrentFolder()
@@ -108,8 +110,25 @@ class Backend:
             return "in this process"
         return f"{', '.join(map(str, self._addresses))} (from {self._addresses[0].origin})"
 
+    @property
+    def addresses(self) -> tuple[ServerAddress, ...]:
+        """The job servers; of a local cluster, once the driver is ready."""
+        return self._addresses
+
+    @property
+    def id(self) -> str:
+        """Letters and digits that no other backend has."""
+        return self._id
+
+    def check_well(self) -> None:
+        """Raise ClusterBroken if the cluster has lost its processes, as far as this one can tell."""
+        problem = self._problem()
+        if problem is not None:
+            raise ClusterBroken(problem)
+
     def close(self) -> None:
         """Cancel what runs and leave the job servers. May be repeated."""
+        self.closing.set()
         with self._lock:
             self._closed = True
             driver, self._driver = self._driver, None
@@ -178,7 +197,7 @@ class Backend:
         if options.initializer is not None:
             owner = tenant or self._id
             tenancy = make_tenancy(owner, options.initializer, options.initargs, is_sole=tenant is not None)
-        session = self._open_session(options.queue)
+        session = self.open_session(options.queue)
         return lambda consumer: self._make_run(driver, consumer, session, options, feeds, total, retried, tenancy)
 
     def make_call_run(self, options: RunOptions, *, tenant: str | None = None) -> CallRun:
@@ -249,6 +268,7 @@ class Backend:
         """Connect anew on the next use."""
         self._lock = threading.RLock()
         self._driver = None
+        self.closing, self.exclusive = threading.Event(), threading.Lock()
 
     def _callers_place(self) -> Place:
         """The caller's folder, with its search path."""
@@ -261,7 +281,7 @@ class Backend:
 
     # ------------------------------------------------------------- what a local cluster, or a task's backend, overrides
 
-    def _open_session(self, queue: str) -> Session:
+    def open_session(self, queue: str) -> Session:
         """Return a fresh session for a run of a queue."""
         return new_session(self._secret, queue)
 
@@ -354,7 +374,7 @@ class NestedBackend(Backend):
         header = task.running_header()
         return Place() if header is None or header.cwd is None else self._callers_place()
 
-    def _open_session(self, queue: str) -> Session:
+    def open_session(self, queue: str) -> Session:
         return session_from_node(queue)
 
     def _patience(self, queue: str) -> float:

@@ -26,6 +26,7 @@ from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import Future
 from gearmap.runtime.inline import submit_inline
 from gearmap.runtime.mapfuture import MapFuture
+from gearmap.waiting import wait_for_workers
 from gearmap.wire.serializer import dump_call
 
 __all__ = ["BoundOptions", "Client", "LocalCluster"]
@@ -175,6 +176,34 @@ class Client(BoundOptions):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def wait_for_workers(self, n: int = 1, *, timeout: float | None = None, queue: str = "default") -> int:
+        """Wait until `n` workers serve this client: its Python version, its key, and the queue.
+
+        Parameters
+        ----------
+        n
+            How many, busy ones included.
+        timeout
+            Seconds to wait, or None to wait for ever.
+        queue
+            Which queue they serve.
+
+        Returns
+        -------
+        int
+            How many there are, `n` or more.
+
+        Raises
+        ------
+        RunTimeout
+            If there are fewer after `timeout`; the message says what is there.
+        ServerUnavailable
+            If no job server answers.
+        """
+        check_whole("n", n, least=1)
+        chosen = RunOptions(timeout=timeout, queue=queue)
+        return wait_for_workers(self._backend, n, timeout=chosen.timeout, queue=chosen.queue)
 
     def close(self) -> None:
         """Cancel what runs, leave the job servers, and stop being the current client. May be repeated."""

@@ -151,7 +151,7 @@ class RemoteError(TaskError):
 
 
 class RunTimeout(GearmapError, _AnyTimeout):
-    """A map did not finish within its `timeout`; it was cancelled."""
+    """What was waited for did not come within its `timeout`; a map was cancelled."""
 
 
 class ClockSkew(GearmapError):

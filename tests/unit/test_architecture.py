@@ -36,6 +36,7 @@ LAYERS = {
     "current": 5,
     "backend": 6,
     "mapping": 7,
+    "waiting": 7,
     "client": 8,
     "executor": 8,
     "api": 8,
