@@ -37,8 +37,7 @@ MAX_PROGRESS_BYTES: Final = 10
 # gearmand closes the connection of whoever sends a longer argument.
 MAX_NAME_BYTES: Final = 8191
 
-Body = bytes | bytearray
-Handler = Callable[[Peer, Body], None]
+Handler = Callable[[Peer, Data], None]
 
 _NO_JOB: Final = reply(p.NO_JOB)
 _NOT_EXPECTED: Final = error_reply(b"INVALID_COMMAND", b"Command not expected")
@@ -101,7 +100,7 @@ class Machine:
         """Note that a connection is gone: its jobs are requeued, what it waited for is dropped."""
         self.table.remove_peer(peer)
 
-    def handle(self, peer: Peer, command: int, body: Body) -> None:
+    def handle(self, peer: Peer, command: int, body: Data) -> None:
         """Act on one packet or line of a peer.
 
         Raises
@@ -137,7 +136,7 @@ class Machine:
             p.WORK_WARNING: lambda peer, body: self._work_data(peer, body, p.WORK_WARNING),
             p.GET_STATUS: self._get_status,
             p.GET_STATUS_UNIQUE: self._get_status_unique,
-            p.ECHO_REQ: lambda peer, body: self._send_data(peer, p.ECHO_RES, b"", _as_data(body)),
+            p.ECHO_REQ: lambda peer, body: self._send_data(peer, p.ECHO_RES, b"", body),
             p.OPTION_REQ: self._option,
         }
         for command, priority, background in (
@@ -155,24 +154,24 @@ class Machine:
 
     # -- anybody
 
-    def _line(self, peer: Peer, body: Body) -> None:
+    def _line(self, peer: Peer, body: Data) -> None:
         self.table.send(peer, answer_line(self.table, bytes(body), pid=self._pid))
 
-    def _option(self, peer: Peer, body: Body) -> None:
+    def _option(self, peer: Peer, body: Data) -> None:
         if body == b"exceptions":
             peer.wants_exceptions = True
             self.table.send(peer, reply(p.OPTION_RES, b"exceptions"))
         else:
             self.table.send(peer, _UNKNOWN_OPTION)
 
-    def _set_client_id(self, peer: Peer, body: Body) -> None:
-        peer.client_id = bytes(body[:MAX_CLIENT_ID_BYTES])
+    def _set_client_id(self, peer: Peer, body: Data) -> None:
+        peer.client_id = bytes(body)[:MAX_CLIENT_ID_BYTES]
 
-    def _get_status(self, peer: Peer, body: Body) -> None:
+    def _get_status(self, peer: Peer, body: Data) -> None:
         handle = _handle(body)
         self.table.send(peer, reply(p.STATUS_RES, handle + _status_fields(self.table.jobs.get(handle))))
 
-    def _get_status_unique(self, peer: Peer, body: Body) -> None:
+    def _get_status_unique(self, peer: Peer, body: Data) -> None:
         unique = _handle(body)
         job = self.table.find_unique(unique)
         n_clients = len(job.clients) if job is not None else 0
@@ -184,7 +183,7 @@ class Machine:
     def _make_submit(self, priority: int, background: bool) -> Handler:
         table = self.table
 
-        def submit(peer: Peer, body: Body) -> None:
+        def submit(peer: Peer, body: Data) -> None:
             split = split_data(body, 2)
             if split is None:
                 raise ProtocolError("a submission without function, unique and data")
@@ -199,23 +198,23 @@ class Machine:
 
     # -- workers
 
-    def _can_do(self, peer: Peer, body: Body) -> None:
+    def _can_do(self, peer: Peer, body: Data) -> None:
         self.table.add_ability(peer, _name(body))
 
-    def _can_do_timeout(self, peer: Peer, body: Body) -> None:
+    def _can_do_timeout(self, peer: Peer, body: Data) -> None:
         args = split_args(body, 2)
         if args is None:
             raise ProtocolError("CAN_DO_TIMEOUT without function and seconds")
         self.table.add_ability(peer, _name(args[0]))
 
-    def _grab_job(self, peer: Peer, body: Body) -> None:
+    def _grab_job(self, peer: Peer, body: Data) -> None:
         job = self.table.take(peer)
         if job is None:
             self.table.send(peer, _NO_JOB)
         else:
             self._send_data(peer, p.JOB_ASSIGN, b"%b\0%b\0" % (job.handle, job.function.name), job.data)
 
-    def _grab_job_uniq(self, peer: Peer, body: Body) -> None:
+    def _grab_job_uniq(self, peer: Peer, body: Data) -> None:
         job = self.table.take(peer)
         if job is None:
             self.table.send(peer, _NO_JOB)
@@ -223,20 +222,20 @@ class Machine:
             args = b"%b\0%b\0%b\0" % (job.handle, job.function.name, job.unique)
             self._send_data(peer, p.JOB_ASSIGN_UNIQ, args, job.data)
 
-    def _work_complete(self, peer: Peer, body: Body) -> None:
+    def _work_complete(self, peer: Peer, body: Data) -> None:
         split = _split_report(body)
         job = self._own_job(peer, split[0])
         if job is not None:
             self._forward(job, p.WORK_COMPLETE, *split)
             self.table.finish(job)
 
-    def _work_data(self, peer: Peer, body: Body, command: int) -> None:
+    def _work_data(self, peer: Peer, body: Data, command: int) -> None:
         split = _split_report(body)
         job = self._own_job(peer, split[0], error=_NO_SUCH_JOB)
         if job is not None:
             self._forward(job, command, *split)
 
-    def _work_status(self, peer: Peer, body: Body) -> None:
+    def _work_status(self, peer: Peer, body: Data) -> None:
         args = split_args(body, 3)
         if args is None:
             raise ProtocolError("WORK_STATUS without handle, numerator and denominator")
@@ -247,12 +246,12 @@ class Machine:
         for client in job.clients:
             self.table.send(client, reply(p.WORK_STATUS, bytes(body)))
 
-    def _work_fail(self, peer: Peer, body: Body) -> None:
+    def _work_fail(self, peer: Peer, body: Data) -> None:
         job = self._own_job(peer, _handle(body))
         if job is not None:
             self.table.fail(job)
 
-    def _work_exception(self, peer: Peer, body: Body) -> None:
+    def _work_exception(self, peer: Peer, body: Data) -> None:
         handle, data = _split_report(body)
         job = self._own_job(peer, handle, error=_NO_JOB_RAISED)
         if job is None:
@@ -283,22 +282,18 @@ class Machine:
             self.table.send(peer, head, data)
 
 
-def _as_data(body: Body) -> Data:
-    return body if isinstance(body, bytes) else memoryview(body)
-
-
-def _name(body: Body) -> bytes:
+def _name(body: Data) -> bytes:
     if len(body) > MAX_NAME_BYTES:
         raise ProtocolError(f"a function name of {len(body)} bytes")
     return bytes(body)
 
 
-def _handle(body: Body) -> bytes:
+def _handle(body: Data) -> bytes:
     # Some clients send a NUL behind their only argument; gearmand reads handles as C strings.
     return bytes(body).partition(b"\0")[0]
 
 
-def _split_report(body: Body) -> tuple[bytes, Data]:
+def _split_report(body: Data) -> tuple[bytes, Data]:
     split = split_data(body, 1)
     if split is None:
         raise ProtocolError("a report without handle and data")

@@ -346,4 +346,7 @@ def _data_key(name: bytes, data: Data) -> tuple[bytes, bool, bytes]:
     # Here, because hashlib costs start-up time and large data with this unique is rare.
     from hashlib import sha256
 
-    return name, True, sha256(data).digest()
+    digest = sha256()
+    for view in data.views:
+        digest.update(view)
+    return name, True, digest.digest()

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gearmap.errors import ProtocolError
 from gearmap.jobserver import protocol as p
+from gearmap.jobserver.blocks import LargeData
 from gearmap.jobserver.machine import Machine
 from gearmap.jobserver.records import JobState, Peer, ServerOptions
 from gearmap.jobserver.state import MIN_DEAD_TO_SWEEP
@@ -144,10 +145,11 @@ def test_equal_submissions_are_one_job_until_it_is_finished(bench):
 
 def test_large_data_with_the_unique_dash_is_compared_by_content(bench):
     client = bench.peer()
-    large = bytearray(b"x" * 100_000)
+    large = b"x" * 100_000
     handles = []
-    for data in (large, bytearray(large), large[:-1] + b"y"):
-        bench.machine.handle(client, p.SUBMIT_JOB, bytearray(b"f\0-\0") + data)
+    for data in (large, bytes(bytearray(large)), large[:-1] + b"y"):
+        body = LargeData([memoryview(b"f\0-\0" + data[:100]), memoryview(data)[100:]])
+        bench.machine.handle(client, p.SUBMIT_JOB, body)
         handles.append(bench.heard(client)[0][1])
     assert handles[0] == handles[1] != handles[2]
 

@@ -10,19 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearmap.errors import ProtocolError
+from gearmap.jobserver.blocks import BLOCK_BYTES, BlockPool, LargeData
 from gearmap.jobserver.protocol import (
-    GROWTH_BYTES,
     HIGHEST_COMMAND,
-    LARGE_BODY_BYTES,
-    MAX_LINE_BYTES,
+    MAX_ARGS_BYTES,
     RESPONSE_MAGIC,
     TEXT_LINE,
-    PacketReader,
     leading_int,
     reply,
     split_args,
     split_data,
 )
+from gearmap.jobserver.reader import LARGE_BODY_BYTES, MAX_LINE_BYTES, PacketReader
 
 
 def packet(command, body, magic=b"\0REQ"):
@@ -32,11 +31,19 @@ def packet(command, body, magic=b"\0REQ"):
 def read_all(reader):
     packets = []
     while (item := reader.next_packet()) is not None:
-        packets.append((item.command, bytes(item.body)))
+        packets.append(item)
     return packets
 
 
+def receive_bodies(reader, data):
+    return [item.body for item in receive_packets(reader, data)]
+
+
 def receive(reader, data):
+    return [(item.command, bytes(item.body)) for item in receive_packets(reader, data)]
+
+
+def receive_packets(reader, data):
     """Give `data` to the reader as the shell does: into its own buffer while it has one."""
     packets = []
     view = memoryview(data)
@@ -59,7 +66,9 @@ BODIES = st.one_of(
     st.binary(max_size=200),
     st.builds(
         lambda size, seed: bytes([seed]) * size,
-        st.integers(LARGE_BODY_BYTES - 2, 3 * LARGE_BODY_BYTES),
+        st.sampled_from([LARGE_BODY_BYTES, BLOCK_BYTES, 2 * BLOCK_BYTES]).flatmap(
+            lambda size: st.integers(size - 2, size + LARGE_BODY_BYTES)
+        ),
         st.integers(0, 255),
     ),
 )
@@ -79,7 +88,7 @@ def encode(items):
     return b"".join(body + b"\r\n" if command == TEXT_LINE else packet(command, body) for command, body in items)
 
 
-@given(ITEMS, st.lists(st.integers(0, 400_000), max_size=12))
+@given(ITEMS, st.lists(st.integers(0, 3_000_000), max_size=12))
 def test_any_split_of_a_stream_gives_the_same_packets(items, cuts):
     stream = encode(items)
     reader = PacketReader()
@@ -126,7 +135,7 @@ def test_an_announced_length_allocates_nothing():
     assert reader.is_in_large_body
     vacancy = reader.vacancy()
     assert vacancy is not None
-    assert len(vacancy) <= GROWTH_BYTES
+    assert len(vacancy) <= BLOCK_BYTES
 
 
 def test_a_body_above_the_limit_is_refused_at_its_header():
@@ -137,21 +146,49 @@ def test_a_body_above_the_limit_is_refused_at_its_header():
         reader.next_packet()
 
 
-def test_a_large_body_is_handed_over_without_a_copy():
+@pytest.mark.parametrize("size", [LARGE_BODY_BYTES, 3 * BLOCK_BYTES])
+def test_a_large_body_is_handed_over_where_it_was_received(size):
     reader = PacketReader()
-    reader.feed(packet(13, b"h\0" + b"x" * LARGE_BODY_BYTES)[:100])
+    reader.feed(packet(13, b"h\0" + b"x" * size)[:100])
     assert reader.next_packet() is None
-    vacancy = reader.vacancy()
-    assert vacancy is not None
-    reader.filled(len(vacancy))
-    buffer = vacancy.obj
+    buffers = []
+    while (vacancy := reader.vacancy()) is not None:
+        vacancy[:] = b"y" * len(vacancy)
+        reader.filled(len(vacancy))
+        buffers.append(vacancy.obj)
     item = reader.next_packet()
     assert item is not None
-    assert item.body is buffer
     split = split_data(item.body, 1)
     assert split is not None
-    assert isinstance(split[1], memoryview)
-    assert split[1].obj is buffer
+    assert split[0] == [b"h"]
+    assert isinstance(split[1], LargeData)
+    assert [view.obj for view in split[1].views] == buffers
+    assert len(split[1]) == size
+
+
+def test_blocks_go_back_when_the_last_part_of_their_body_goes():
+    pool = BlockPool()
+    reader = PacketReader(pool=pool)
+    (body,) = receive_bodies(reader, packet(13, b"h\0" + b"x" * 2 * BLOCK_BYTES))
+    (_, data) = split_data(body, 1)
+    del body
+    assert pool.spare_bytes == 0
+    del data
+    assert pool.spare_bytes == 3 * BLOCK_BYTES
+
+
+def test_what_came_of_a_body_is_dropped_with_its_connection():
+    pool = BlockPool()
+    reader = PacketReader(pool=pool)
+    receive_bodies(reader, packet(13, b"h\0" + b"x" * 2 * BLOCK_BYTES)[:-1])
+    reader.drop()
+    assert not reader.is_partial
+    assert pool.spare_bytes == 3 * BLOCK_BYTES
+
+
+def test_arguments_that_are_longer_than_any_sensible_one_are_still_found():
+    (body,) = receive_bodies(PacketReader(), packet(7, b"f" * MAX_ARGS_BYTES + b"\0u\0" + b"x" * LARGE_BODY_BYTES))
+    assert split_data(body, 2) == ([b"f" * MAX_ARGS_BYTES, b"u"], b"x" * LARGE_BODY_BYTES)
 
 
 def test_the_magic_of_responses_is_told_apart():
@@ -182,7 +219,7 @@ def test_arguments_are_split_and_missing_ones_are_seen():
     assert split_args(b"a\0b", 3) is None
     assert split_data(b"a\0b\0", 2) == ([b"a", b"b"], b"")
     assert split_data(b"a\0b", 2) is None
-    assert split_data(bytearray(b"a\0b"), 2) is None
+    assert split_data(LargeData([memoryview(b"a\0b")]), 2) is None
 
 
 def test_a_reply_is_a_packet_of_its_length():
