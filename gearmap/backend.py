@@ -20,6 +20,7 @@ from typing import Any
 
 from gearmap.cluster import LocalProcesses
 from gearmap.config import (
+    Patience,
     RunOptions,
     ServerAddress,
     ServerChoice,
@@ -83,6 +84,7 @@ class Backend:
     def __init__(self, mode: ServerMode, addresses: Sequence[ServerAddress] = (), secret: bytes = b"") -> None:
         self.mode = mode
         self.owner = "Client"  # what errors call the object that a person holds
+        self.patience = Patience()
         self._addresses = tuple(addresses)
         self._secret = secret
         self._lock = threading.RLock()
@@ -150,7 +152,7 @@ class Backend:
             self._check_usable()
             if self._driver is None or not self._driver.is_alive:
                 self._start()
-                driver = Driver(self._addresses, health=self._problem)
+                driver = Driver(self._addresses, health=self._problem, patience=self.patience)
                 driver.start()
                 self._driver = driver
             elif (problem := self._problem()) is not None:
@@ -239,6 +241,7 @@ class Backend:
             total=total,
             max_chunksize=options.max_tasks_per_child,
             seed=int.from_bytes(session.id, "little"),
+            beat_timeout=self.patience.beat_timeout,
         )
         return Run(settings, engine, consumer, driver.make_links())
 

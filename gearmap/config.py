@@ -20,6 +20,7 @@ from gearmap.errors import ConfigurationError
 
 __all__ = [
     "DEFAULT_PORT",
+    "Patience",
     "RunOptions",
     "ServerAddress",
     "ServerChoice",
@@ -38,6 +39,28 @@ DEFAULT_PORT = 4730
 PRIORITIES = ("low", "normal", "high")
 _QUEUE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long the silence of others is borne (seconds): numbers that fit each other, shorter only in tests.
+
+    Attributes
+    ----------
+    beat_interval
+        Between two signs of an execution that lasts. Raised: less traffic of long tasks; lowered: a vanished host is
+        noticed sooner.
+    beat_timeout
+        Silence after which an execution that had begun is taken for lost; six beats. Raised: a slow network is forgiven
+        longer; lowered: a vanished host costs less time.
+    send_timeout
+        How long what was sent may stay unacknowledged (TCP_USER_TIMEOUT): keepalive does not see a host that vanishes
+        while data is on its way. Raised: longer cuts of the network cost nothing; lowered: lost hosts are seen sooner.
+    """
+
+    beat_interval: float = 5.0
+    beat_timeout: float = 30.0
+    send_timeout: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,10 @@ __all__ = ["Attempt", "parted", "ranges_of", "without"]
 class Attempt:
     """An attempt. It is *live* until the engine gives it up or its job is over.
 
-    `ranges` are its tasks in the order of their positions. `executions` are the positions they were last known at; the
-    newest execution comes last. `failed` are tasks that raised and may go again, and when.
+    `ranges` are its tasks in the order of their positions. `last_sign` is when it was sent, or when an execution was
+    last heard of; `taken_at` when its job server said that a worker has it, while no execution was heard of.
+    `executions` are the positions they were last known at; the newest execution comes last. `failed` are tasks that
+    raised and may go again, and when.
     """
 
     id: int
@@ -31,6 +33,7 @@ class Attempt:
     history: History
     live: bool = True
     last_sign: float = 0.0
+    taken_at: float = float("inf")
     executions: dict[bytes, int | None] = field(default_factory=dict)
     failed: dict[int, float] = field(default_factory=dict)
     size: int = field(init=False)

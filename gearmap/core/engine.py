@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from gearmap.config import Patience
 from gearmap.core import events as ev
 from gearmap.core.attempts import Attempt
 from gearmap.core.board import CANCELLED, DELAYED, DONE, FAILED, SENT, WAITING, TaskBoard
@@ -30,9 +31,11 @@ from gearmap.core.tally import Tally
 
 __all__ = ["BEAT_TIMEOUT", "RunEngine"]
 
-# Silence after which an execution that had begun is taken for lost; six beats. Raised: a slow network is forgiven
-# longer; lowered: a vanished host costs less time.
-BEAT_TIMEOUT = 30.0
+BEAT_TIMEOUT = Patience().beat_timeout
+
+# After this part of the timeout a job that nobody has told of is asked about. Raised: fewer questions about jobs that
+# wait for other clients'; lowered: a job that vanished with its worker is missed sooner.
+UNHEARD_PART = 1 / 3
 
 # Jobs at the servers for each worker: one that runs and one that waits. Raised: less idle time between chunks; lowered:
 # more tasks stay in the client, where cancelling is exact, and other clients get their turn sooner.
@@ -73,6 +76,8 @@ class RunEngine:
         How many tasks there will be, if it is known before the input has ended.
     seed
         Any number; spreads the retries of many tasks, and of many runs, over time.
+    beat_timeout
+        Seconds of silence after which an execution is taken for lost.
 
     Attributes
     ----------
@@ -90,8 +95,10 @@ class RunEngine:
         fail_fast: bool = True,
         total: int | None = None,
         seed: int = 0,
+        beat_timeout: float = BEAT_TIMEOUT,
     ) -> None:
         self.tally = Tally()
+        self._beat_timeout = beat_timeout
         self._chunksize = chunksize
         self._max_chunksize = max_chunksize
         self._max_workers = max_workers
@@ -121,6 +128,7 @@ class RunEngine:
             ev.Beat: self._on_beat,
             ev.OutcomeArrived: self._on_outcome,
             ev.AttemptLost: self._on_lost,
+            ev.JobSeen: self._on_job_seen,
             ev.CancelTask: self._on_cancel_task,
             ev.CancelRun: self._on_cancel_run,
             ev.Tick: self._on_tick,
@@ -163,6 +171,12 @@ class RunEngine:
     def wants_workers(self) -> bool:
         """Whether the number of workers matters now: there are tasks that are not settled."""
         return not self._ended and self._board.open > 0
+
+    def unheard(self, now: float) -> list[int]:
+        """Return the live attempts that were sent long ago and have no execution: they wait, or vanished."""
+        sent_before = now - self._beat_timeout * UNHEARD_PART
+        attempts = self._attempts.values()
+        return [one.id for one in attempts if one.live and not one.executions and one.last_sign <= sent_before]
 
     def next_block_size(self, function: Hashable) -> int:
         """Return how many tasks the next block should hold, or 0 while there is enough: one block is kept ahead."""
@@ -264,6 +278,17 @@ class RunEngine:
         report = ev.NotRunReport(kind, event.detail or event.reason.value, attempt.suspect)
         self._put_back(attempt, report, None, now, out)
 
+    def _on_job_seen(self, event: ev.JobSeen, now: float, out: list[ev.Instruction]) -> None:
+        """A job that a worker has taken must be told of soon. Back in the queue it may wait as long as it likes."""
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None or not attempt.live or attempt.executions:
+            return
+        if not event.running:
+            attempt.taken_at = _NEVER
+        elif attempt.taken_at == _NEVER:
+            attempt.taken_at = now
+            self._next_check = min(self._next_check, now + self._beat_timeout)
+
     def _on_cancel_task(self, event: ev.CancelTask, now: float, out: list[ev.Instruction]) -> None:
         if self._board.is_waiting(event.task):
             self._settle(event.task, event.task + 1, CANCELLED, out)
@@ -278,19 +303,20 @@ class RunEngine:
         self._reruns.wake(now)
         self._next_check = min(self._reruns.due, *self._paused.values(), _NEVER)
         for attempt in list(self._attempts.values()):
-            if not (attempt.live and attempt.executions):
+            if not attempt.live:
                 continue
-            if now >= attempt.last_sign + BEAT_TIMEOUT:
+            due = (attempt.last_sign if attempt.executions else attempt.taken_at) + self._beat_timeout
+            if now >= due:
                 self._abandon(attempt, ev.LossReason.SILENT, now, out)
             else:
-                self._next_check = min(self._next_check, attempt.last_sign + BEAT_TIMEOUT)
+                self._next_check = min(self._next_check, due)
 
     # ------------------------------------------------------------------------------------------------------- outcomes
 
     def _sign(self, attempt: Attempt, execution: bytes, position: int | None, now: float) -> None:
         """Take in a sign of life of one execution; a second execution is the job server's doing, and is counted."""
         attempt.last_sign = now
-        self._next_check = min(self._next_check, now + BEAT_TIMEOUT)
+        self._next_check = min(self._next_check, now + self._beat_timeout)
         is_new = execution not in attempt.executions
         self.tally.executions += is_new
         if is_new and attempt.executions:
@@ -362,7 +388,7 @@ class RunEngine:
             spans = tuple(span for start, stop in ranges for span in self._board.spans(start, stop))
             for start, stop in ranges:
                 self._board.move(start, stop, WAITING, SENT)
-            attempt = Attempt(self._next_attempt, server, spans[0].block.function, ranges, history)
+            attempt = Attempt(self._next_attempt, server, spans[0].block.function, ranges, history, last_sign=now)
             self._next_attempt += 1
             self.tally.jobs += 1
             self._attempts[attempt.id] = attempt

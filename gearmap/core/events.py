@@ -31,6 +31,7 @@ __all__ = [
     "DropBlock",
     "FailTask",
     "InputEnded",
+    "JobSeen",
     "LoseTask",
     "LossReason",
     "NotRunKind",
@@ -220,6 +221,14 @@ class AttemptLost:
 
 
 @dataclass(frozen=True, slots=True)
+class JobSeen:
+    """A job server was asked about an attempt without an execution: it waits there, or is `running` at a worker."""
+
+    attempt: int
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CancelTask:
     """The user cancelled a task that was not sent yet; one that was sent goes on."""
 
@@ -352,6 +361,7 @@ Input: TypeAlias = (
     | Beat
     | OutcomeArrived
     | AttemptLost
+    | JobSeen
     | CancelTask
     | CancelRun
     | Tick

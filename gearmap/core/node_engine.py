@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gearmap.config import Patience
 from gearmap.core import node_events as ne
 from gearmap.core.limits import ChildUse, TaskClock
 from gearmap.core.sizes import shown_bytes
@@ -25,8 +26,7 @@ __all__ = ["NodeEngine"]
 # waits in the node. Raised: fewer packets; lowered: progress that is seen sooner.
 FIRST_BEAT = 0.25
 
-# Raised: less traffic of long tasks; lowered: a vanished host is noticed sooner (the client allows six of these).
-BEAT_INTERVAL = 5.0
+BEAT_INTERVAL = Patience().beat_interval
 
 # How often a job server is asked whether anybody still waits. Raised: less traffic; lowered: a cancelled task stops
 # sooner (after two answers).
@@ -86,6 +86,8 @@ class NodeEngine:
         Bytes that a child and what it started may use, or None.
     max_tasks_per_child
         How many tasks a child runs, or None: once it has run so many it is replaced.
+    beat_interval
+        Seconds between two signs of an execution that lasts.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class NodeEngine:
         spares: int = 1,
         memory_limit: int | None = None,
         max_tasks_per_child: int | None = None,
+        beat_interval: float = BEAT_INTERVAL,
     ) -> None:
+        self._beat_interval = beat_interval
         self._spares = spares
         self._memory_limit = memory_limit
         self._memory_interval = MEMORY_INTERVAL if memory_limit is None else LIMITED_MEMORY_INTERVAL
@@ -446,7 +450,7 @@ class NodeEngine:
                 execution.next_forward = _NEVER
                 out.append(ne.Forward(worker))
             if now >= execution.next_beat:
-                execution.next_beat = now + BEAT_INTERVAL
+                execution.next_beat = now + self._beat_interval
                 out.append(ne.SendBeat(worker))
             if now >= execution.next_ask:
                 execution.next_ask = now + ASK_INTERVAL

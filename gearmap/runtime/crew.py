@@ -114,7 +114,13 @@ class Crew:
         turn = number % len(names)
         called = f"{number}~{level}" if level else str(number)
         client_id = f"gearmap:{settings.node_id}:{called}"
-        links = WorkerLinks(settings.servers, names[turn:] + names[:turn], client_id, jitter=random.random)
+        links = WorkerLinks(
+            settings.servers,
+            names[turn:] + names[:turn],
+            client_id,
+            send_timeout=settings.patience.send_timeout,
+            jitter=random.random,
+        )
         worker = Worker(index, f"{settings.name}/{called}", links, number, level)
         self._watch(worker, now)
         return worker

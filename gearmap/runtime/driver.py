@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from gearmap.config import ServerAddress
+from gearmap.config import Patience, ServerAddress
 from gearmap.errors import ClusterBroken
 from gearmap.runtime.callbacks import CallbackThread
 from gearmap.runtime.forking import watch_forks
@@ -40,6 +40,8 @@ class Driver:
         The job servers of every run.
     health
         Returns what is wrong with the cluster, or None; asked now and then while runs wait.
+    patience
+        How long job servers may be silent.
 
     Attributes
     ----------
@@ -47,8 +49,15 @@ class Driver:
         Where users' callbacks are called.
     """
 
-    def __init__(self, addresses: Sequence[ServerAddress], *, health: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[ServerAddress],
+        *,
+        health: Callable[[], str | None] = lambda: None,
+        patience: Patience | None = None,
+    ) -> None:
         self._addresses = tuple(addresses)
+        self._patience = patience or Patience()
         self._health = health
         self._commands: deque[Callable[[], None]] = deque()
         self._poller = Poller()
@@ -97,7 +106,7 @@ class Driver:
     def make_links(self) -> list[ServerLink]:
         """Return a new session's connections, not yet opened."""
         return [
-            ServerLink(number, address, self._poller, jitter=random.random)
+            ServerLink(number, address, self._poller, jitter=random.random, send_timeout=self._patience.send_timeout)
             for number, address in enumerate(self._addresses)
         ]
 

@@ -78,6 +78,7 @@ class Node:
             workers=settings.workers,
             memory_limit=settings.memory_limit,
             max_tasks_per_child=settings.max_tasks_per_child,
+            beat_interval=settings.patience.beat_interval,
         )
         self._poller = Poller()
         self._waker = Waker()
@@ -146,6 +147,7 @@ class Node:
             settings.servers,
             (control_name(settings.node_id, settings.key_id),),
             f"gearmap:{settings.node_id}:control",
+            send_timeout=settings.patience.send_timeout,
             jitter=random.random,
         )
         self._control = ControlDesk(links, settings.secret, self._describe, self._stop_execution, self.drain)

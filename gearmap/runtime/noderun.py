@@ -44,10 +44,11 @@ def encode_node_config(
     quiet: bool = True,
     verbose: bool = False,
     python: tuple[int, int] | None = None,
+    patience: dict[str, float] | None = None,
 ) -> bytes:
     """Return the line of configuration for `node_main`. It holds the secret: hand it over by a pipe only.
 
-    `python` is for tests: the version that the node says it has.
+    For tests: `python` is the version that the node says it has, `patience` what is other than in `Patience`.
     """
     config = {
         "servers": servers,
@@ -65,6 +66,7 @@ def encode_node_config(
         "quiet": quiet,
         "verbose": verbose,
         "python": python,
+        "patience": patience,
     }
     return json.dumps(config).encode() + b"\n"
 
@@ -81,6 +83,7 @@ def run_node(config: dict[str, Any], lifeline: int | None) -> int:
 
         forkserver.ensure_running()
 
+    from gearmap.config import Patience
     from gearmap.runtime.node import Node
     from gearmap.runtime.nodesettings import NodeSettings
 
@@ -102,6 +105,7 @@ def run_node(config: dict[str, Any], lifeline: int | None) -> int:
         memory_limit=config["memory_limit"],
         max_tasks_per_child=config["max_tasks_per_child"],
         grace=config["grace"],
+        patience=Patience(**(config.get("patience") or {})),
     )
     say = _quiet if config["quiet"] else _say
     node = Node(settings, report=say, verbose=say if config["verbose"] else None)

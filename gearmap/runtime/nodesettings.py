@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from gearmap.config import Patience
 from gearmap.core.names import Lane
 from gearmap.runtime.child import ChildSettings
 from gearmap.wire import seal
@@ -38,6 +39,8 @@ class NodeSettings:
         How many tasks a child runs before it is replaced, or None.
     grace
         Seconds that running jobs may go on when the node is told to leave.
+    patience
+        How often it gives signs of life, and how long job servers may be silent.
     """
 
     servers: tuple[tuple[str, int], ...]
@@ -51,6 +54,7 @@ class NodeSettings:
     children: ChildSettings = field(default_factory=ChildSettings)
     memory_limit: int | None = None
     max_tasks_per_child: int | None = None
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def key_id(self) -> str:

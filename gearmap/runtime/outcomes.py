@@ -76,6 +76,11 @@ class OutcomeReader:
         self._writers: dict[tuple[envelope.Kind, bytes], _Writer] = {}
         self.nodes: dict[bytes, str] | None = None
 
+    @property
+    def unique(self) -> str:
+        """The name that the attempt's job goes by at its job server."""
+        return self._unique.decode()
+
     def read(self, attempt: int, data: Any) -> Opened:
         """Return the events in one packet's data, each with the batches of its results.
 

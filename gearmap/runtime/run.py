@@ -26,6 +26,7 @@ from gearmap.errors import GearmapError, JobRejected, ServerUnavailable, WireErr
 from gearmap.runtime.consumer import Consumer, Feeder
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.givenup import GivenUp, broken_run
+from gearmap.runtime.inquiry import Inquiry
 from gearmap.runtime.jobwriter import JobWriter, Place
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.sentcall import SentCall
@@ -39,6 +40,7 @@ from gearmap.transport.events import (
     Lost,
     Rejected,
     StatusListing,
+    UniqueStatus,
     WorkComplete,
     WorkData,
     WorkException,
@@ -126,6 +128,7 @@ class Run:
         self._newest_function: Hashable = None
         self._seconds: dict[Hashable, float] = {}
         self._sent: dict[int, OutcomeReader] = {}
+        self._inquiry = Inquiry(engine, self._sent, self.links)
         self._inbox: list[ev.Input] = []
         self._outbox: dict[int, list[JobRequest]] = {}
         self._watch = WorkerWatch(settings.lane, settings.patience)
@@ -142,6 +145,7 @@ class Run:
             WorkException: self._on_failed,
             Rejected: self._on_rejected,
             StatusListing: self._on_status,
+            UniqueStatus: self._on_unique_status,
             Connected: self._on_connected,
             Lost: self._on_lost,
             ConnectFailed: self._on_connect_failed,
@@ -299,6 +303,7 @@ class Run:
             self._next_status = now + STATUS_INTERVAL
             for link in self.links:
                 link.request_status()
+            self._inquiry.ask(now)
         notice = self._watch.notice(now, [str(link.address) for link in self.links]) if now >= self._watch.due else None
         if notice is not None:
             self.consumer.noticed(notice)
@@ -407,6 +412,13 @@ class Run:
         count = self._watch.count
         assert count is not None
         events.append(ev.WorkersSeen(count))
+
+    def _on_unique_status(self, link: ServerLink, event: UniqueStatus, events: list[ev.Input], now: float) -> None:
+        meant = self._inquiry.answered(event)
+        if meant is not None:
+            events.append(meant)
+            if type(meant) is ev.AttemptLost:
+                self._sent.pop(meant.attempt, None)
 
     def _on_connect_failed(self, link: ServerLink, event: ConnectFailed, events: list[ev.Input], now: float) -> None:
         """Give up if no server has ever answered; later losses are waited out."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gearmap.config import ServerAddress
+from gearmap.config import Patience, ServerAddress
 from gearmap.transport.client import ServerSession, SessionState
 from gearmap.transport.events import Connected, ConnectFailed, JobRequest, Lost
 from gearmap.transport.poller import Poller
@@ -34,6 +34,7 @@ class ServerLink:
         *,
         jitter: Callable[[], float],
         connect_timeout: float = 2.0,
+        send_timeout: float = Patience().send_timeout,
     ) -> None:
         self.number = number
         self.address = address
@@ -43,6 +44,7 @@ class ServerLink:
         self._poller = poller
         self._jitter = jitter
         self._connect_timeout = connect_timeout
+        self._send_timeout = send_timeout
         self._session: ServerSession | None = None
         self._retry_at: float | None = None
         self._closed = False
@@ -66,7 +68,11 @@ class ServerLink:
 
     def open(self, now: float) -> None:
         """Begin to connect."""
-        session = ServerSession((self.address.host, self.address.port), connect_timeout=self._connect_timeout)
+        session = ServerSession(
+            (self.address.host, self.address.port),
+            connect_timeout=self._connect_timeout,
+            send_timeout=self._send_timeout,
+        )
         session.start(now)
         self._session = session
         self._retry_at = None
@@ -106,6 +112,12 @@ class ServerLink:
         if self.is_up:
             assert self._session is not None
             self._session.request_status()
+
+    def query_unique(self, unique: str) -> None:
+        """Ask what became of a job, if the connection is up."""
+        if self.is_up:
+            assert self._session is not None
+            self._session.query_unique(unique)
 
     def close(self) -> None:
         """Close the session: its queued jobs are dropped by the job server at once."""

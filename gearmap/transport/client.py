@@ -23,6 +23,7 @@ from gearman.constants import (
 )
 from gearman.protocol import GEARMAN_COMMAND_OPTION_REQ, submit_cmd_for_background_priority
 
+from gearmap.config import Patience
 from gearmap.errors import ConfigurationError, ConnectionLost, ProtocolError, TransportError
 from gearmap.transport.channel import Channel, ChannelState, Greeting, PassThrough
 from gearmap.transport.connection import Connection
@@ -72,6 +73,8 @@ class ServerSession(Channel):
         Host and port.
     connect_timeout
         Seconds until a server that has not answered counts as away.
+    send_timeout
+        See `Connection`.
     tls
         An `ssl.SSLContext`, to speak TLS.
 
@@ -83,9 +86,17 @@ class ServerSession(Channel):
 
     handler: _ClientHandler
 
-    def __init__(self, address: Address, *, connect_timeout: float = 2.0, tls: Any = None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        connect_timeout: float = 2.0,
+        send_timeout: float = Patience().send_timeout,
+        tls: Any = None,
+    ) -> None:
         client = _Client([address])
         connection: Connection = client.connection_list[0]
+        connection.send_timeout = send_timeout
         connection.tls = tls
         super().__init__(client, connection, connect_timeout)
         client.channel = self

@@ -21,6 +21,7 @@ from typing import Any
 
 from gearman.connection import GearmanConnection
 
+from gearmap.config import Patience
 from gearmap.errors import ConnectionLost, ServerUnavailable, TransportError
 from gearmap.transport.events import Address, show_address
 from gearmap.transport.outgoing import SendQueue
@@ -31,8 +32,6 @@ __all__ = ["Connection"]
 
 # A peer that is silent for 60 s is asked 4 times, 15 s apart: a vanished host is noticed after two minutes.
 _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
-# Keepalive does not run while sent data is unacknowledged; this does. Larger: a vanished host is noticed later.
-_USER_TIMEOUT_MS = 20_000
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -54,6 +53,8 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
         Counts the sockets that this connection has had.
     may_have_more
         Whether the last read filled its space, so that more may wait.
+    send_timeout
+        Seconds that what was sent may stay unacknowledged, where the system can tell (TCP_USER_TIMEOUT).
     tls
         An `ssl.SSLContext` to speak TLS with, or None. A failed handshake is an error, never plain text.
     """
@@ -70,6 +71,7 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
         self.gearman_socket: socket.socket | None = None
         self.epoch = 0
         self.may_have_more = False
+        self.send_timeout = Patience().send_timeout
         self.tls: ssl.SSLContext | None = None
         self.endpoints: list[Endpoint] = []
         self._resolution: Resolution | None = None
@@ -190,7 +192,9 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
             if hasattr(socket, name):
                 current_socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            current_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+            # Keepalive does not run while sent data is unacknowledged; this does.
+            milliseconds = int(self.send_timeout * 1000)
+            current_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self.gearman_socket = current_socket
         self.epoch += 1
         _close_in_forked_children(self)

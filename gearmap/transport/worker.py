@@ -16,6 +16,7 @@ from typing import Any
 
 from gearman.protocol import GEARMAN_COMMAND_GRAB_JOB_UNIQ, GEARMAN_COMMAND_PRE_SLEEP
 
+from gearmap.config import Patience
 from gearmap.errors import TransportError
 from gearmap.transport.channel import ChannelState
 from gearmap.transport.events import (
@@ -59,6 +60,8 @@ class WorkerLinks:
         Name shown in the servers' `workers` listing.
     connect_timeout
         Seconds until a server that has not answered counts as away.
+    send_timeout
+        See `Connection`.
     rotate
         Where in `functions` the first registration begins; every further connection begins one later.
         gearmand prefers the function registered last.
@@ -80,6 +83,7 @@ class WorkerLinks:
         client_id: str,
         *,
         connect_timeout: float = 2.0,
+        send_timeout: float = Patience().send_timeout,
         rotate: int = 0,
         jitter: Callable[[], float] = random.random,
         tls: Any = None,
@@ -89,6 +93,8 @@ class WorkerLinks:
         self._worker.set_client_id(client_id)
         for function in functions:
             self._worker.register_task(function, None)
+        for connection in self._worker.connection_list:
+            connection.send_timeout = send_timeout
         self.links: tuple[ServerLink, ...] = tuple(
             ServerLink(self, number, self._worker, connection, connect_timeout, jitter)
             for number, connection in enumerate(self._worker.connection_list)

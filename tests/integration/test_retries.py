@@ -11,6 +11,7 @@ import pytest
 from integration_support import wait_until
 
 import gearmap
+from gearmap.config import Patience
 
 
 class Flaky:
@@ -223,7 +224,7 @@ def test_exceptions_to_retry_decide_on_timeouts_too(cluster, hanging, classes, r
 
 def test_an_execution_that_nobody_waits_for_any_more_is_stopped_while_its_run_goes_on(cluster, tmp_path, monkeypatch):
     # given a client that takes a worker for lost between its first beat and its second
-    monkeypatch.setattr("gearmap.core.engine.BEAT_TIMEOUT", 1.0)
+    monkeypatch.setattr(cluster._backend, "patience", Patience(beat_timeout=1.0))
     pids = tmp_path / "pids"
 
     def work():
@@ -234,7 +235,7 @@ def test_an_execution_that_nobody_waits_for_any_more_is_stopped_while_its_run_go
         return "the second"
 
     # when
-    future = cluster.submit(work)
+    future = cluster.options(max_worker_losses=9).submit(work)  # a run of its own
     # then
     assert future.result(60) == "the second"
     first = int(pids.read_text().splitlines()[0])

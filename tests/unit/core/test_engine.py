@@ -492,6 +492,41 @@ def test_an_execution_that_had_begun_is_lost_after_thirty_seconds_of_silence() -
     assert engine.deadline is None
 
 
+def test_a_job_that_a_worker_has_taken_and_never_told_of_is_lost_after_thirty_seconds() -> None:
+    engine, (job,) = running(1)
+    engine.handle(ev.JobSeen(job.attempt, running=True), 100.0)
+    engine.handle(ev.JobSeen(job.attempt, running=True), 101.0)
+    assert engine.deadline == 100.0 + BEAT_TIMEOUT
+    assert engine.handle(ev.Tick(), 129.9) == []
+    out = engine.handle(ev.Tick(), 130.0)
+    assert out[0] == ev.CancelAttempt(job.attempt)
+    assert [tasks(again) for again in submits(out)] == [[0]]
+
+
+def test_a_job_that_came_back_into_the_queue_may_wait_again() -> None:
+    engine, (job,) = running(1)
+    engine.handle(ev.JobSeen(job.attempt, running=True), 100.0)
+    engine.handle(ev.JobSeen(job.attempt, running=False), 110.0)
+    assert engine.handle(ev.Tick(), 1e6) == []
+
+
+def test_who_tells_of_itself_is_judged_by_its_beats_alone() -> None:
+    engine, (job,) = running(1)
+    engine.handle(ev.JobSeen(job.attempt, running=True), 100.0)
+    engine.handle(ev.Beat(job.attempt, b"x", "w", 0), 129.0)
+    engine.handle(ev.JobSeen(job.attempt, running=True), 129.5)
+    assert engine.handle(ev.Tick(), 158.9) == []
+    assert submits(engine.handle(ev.Tick(), 159.0))
+
+
+def test_what_was_not_heard_of_for_long_is_worth_a_question_until_it_is() -> None:
+    engine, (first, second) = running(1, 1)
+    assert engine.unheard(BEAT_TIMEOUT / 3 - 0.1) == []
+    assert engine.unheard(BEAT_TIMEOUT / 3) == [first.attempt, second.attempt]
+    engine.handle(ev.Beat(first.attempt, b"x", "w", 0), 11.0)
+    assert engine.unheard(100.0) == [second.attempt]
+
+
 def test_a_job_that_waits_in_the_queue_is_never_taken_for_lost() -> None:
     engine, _ = running(1)
     assert engine.deadline is None

@@ -365,6 +365,10 @@ class HostileWorld(RuleBasedStateMachine):
     def a_beat(self, data: st.DataObject, execution: bytes, worker: str, position: int | None) -> None:
         self.world.tell(ev.Beat(self._attempt(data), execution, worker, position))
 
+    @rule(data=st.data(), running=st.booleans())
+    def a_job_is_seen(self, data: st.DataObject, running: bool) -> None:
+        self.world.tell(ev.JobSeen(self._attempt(data), running))
+
     @rule(data=st.data(), reason=st.sampled_from(ev.LossReason))
     def an_attempt_is_lost(self, data: st.DataObject, reason: ev.LossReason) -> None:
         self.world.tell(ev.AttemptLost(self._attempt(data), reason))

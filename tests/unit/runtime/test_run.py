@@ -15,7 +15,15 @@ from gearmap.core.names import Lane, control_name
 from gearmap.core.retry import RetryPolicy
 from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.run import Place, Run, RunSettings
-from gearmap.transport.events import Connected, JobRequest, Rejected, WorkComplete, WorkData, WorkFailed
+from gearmap.transport.events import (
+    Connected,
+    JobRequest,
+    Rejected,
+    UniqueStatus,
+    WorkComplete,
+    WorkData,
+    WorkFailed,
+)
 from gearmap.wire import envelope, seal
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, encode_outcome
@@ -40,6 +48,7 @@ class FakeLink:
     def __init__(self) -> None:
         self.events: list[Any] = []
         self.sent: list[JobRequest] = []
+        self.asked: list[str] = []
 
     def step(self, now: float) -> Sequence[Any]:
         events, self.events = self.events, []
@@ -49,6 +58,9 @@ class FakeLink:
         self.sent += requests
 
     def request_status(self) -> None: ...
+
+    def query_unique(self, unique: str) -> None:
+        self.asked.append(unique)
 
     def close(self) -> None: ...
 
@@ -166,6 +178,51 @@ def test_what_becomes_of_a_request_to_stop_changes_nothing(answer: str) -> None:
         world.run.step(40.0)
     assert world.run.engine.snapshot(1.0) == before
     assert not world.run.closed
+
+
+# ------------------------------------------------------------------------------------------------------------ vanished
+
+
+def answer(world: World, *, known: bool, running: bool) -> None:
+    world.link.events.append(UniqueStatus(world.link.asked[-1], known, running, 0, 0, 1))
+
+
+def test_nobody_is_asked_about_a_job_that_was_sent_just_now_or_tells_of_itself() -> None:
+    world = World(1)
+    world.run.step(1.0)
+    assert world.link.asked == []
+    world.node_says(2.0, beat=0)
+    world.run.step(20.0)
+    assert world.link.asked == []
+
+
+def test_a_job_that_a_worker_took_and_nobody_tells_of_is_sent_again() -> None:
+    world = World(1)
+    for now in range(10, 45):
+        world.run.step(float(now))
+        answer(world, known=True, running=True)
+    assert world.link.asked[0] == world.job.unique
+    assert [request.function for request in world.link.sent] == [LANE.name]
+
+
+def test_a_job_that_waits_its_turn_may_wait() -> None:
+    world = World(1)
+    for now in range(10, 100):
+        world.run.step(float(now))
+        answer(world, known=True, running=False)
+    assert world.link.sent == []
+
+
+def test_a_job_that_the_server_does_not_know_is_sent_again_and_nobody_is_charged() -> None:
+    world = World(1, max_worker_losses=1)
+    world.run.step(10.0)
+    answer(world, known=False, running=False)
+    world.run.step(10.1)
+    assert [request.function for request in world.link.sent] == [LANE.name]
+    assert world.consumer.given_up == []
+    answer(world, known=False, running=False)
+    world.run.step(10.2)
+    assert len(world.link.sent) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------ given up
