@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-import resource
 import threading
 import time
 
+import psutil
 import pytest
 from integration_support import lane_of, wait_until
 
@@ -42,15 +42,27 @@ def test_nothing_starts_before_the_first_result_is_asked_for():
     results.close()
 
 
-def test_uneven_tasks_stay_in_order_or_come_as_they_end(cluster):
+def test_uneven_tasks_stay_in_order_or_come_as_they_end(cluster, tmp_path):
+    flag = tmp_path / "go"
+
     def work(x):
-        time.sleep(0.5 if x == 0 else 0.01)
+        while x == 0 and not flag.exists():
+            time.sleep(0.01)
         return x
 
-    assert list(cluster.imap(work, range(20))) == list(range(20))
-    as_they_come = list(cluster.imap_unordered(work, range(20), chunksize=1))
-    assert sorted(as_they_come) == list(range(20))
-    assert as_they_come[0] != 0
+    as_they_come = []
+    for result in cluster.imap_unordered(work, range(5), chunksize=1):
+        as_they_come.append(result)
+        if len(as_they_come) == 4:
+            flag.touch()
+    assert sorted(as_they_come) == list(range(5))
+    assert as_they_come[-1] == 0
+
+    def uneven(x):
+        time.sleep(0.2 if x == 0 else 0.01)
+        return x
+
+    assert list(cluster.imap(uneven, range(20), chunksize=1)) == list(range(20))
 
 
 @UNORDERED
@@ -123,16 +135,15 @@ def test_an_endless_iterable_costs_constant_memory_whatever_the_consumer_does(cl
             yield number.to_bytes(4, "big") * 250
 
     results = cluster.imap(lambda x: x, kilobytes())
-    for _ in range(10_000):
-        next(results)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(30_000):
+    memory = []
+    for number in range(40_000):
         next(results)
         if number % 1000 == 0:
             time.sleep(0.01)
+            memory.append(psutil.Process().memory_info().rss)
     results.close()
 
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 4  # MB
+    assert (max(memory[10:]) - memory[10]) / 1e6 < 5  # all of them would be 30
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -160,12 +171,12 @@ def test_unordered_an_error_comes_when_it_happens(cluster):
     def check(x):
         if x == 1:
             raise LookupError("no 1")
-        time.sleep(1.0)
+        time.sleep(60)
 
     began = time.monotonic()
     with pytest.raises(LookupError):
         list(cluster.imap_unordered(check, range(4), chunksize=1))
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 30
 
 
 @UNORDERED
@@ -207,7 +218,7 @@ def test_the_time_limit_is_for_the_whole_iteration(cluster):
     with pytest.raises(gearmap.RunTimeout, match=r"\d+ tasks done after timeout=0.5 s; the run was cancelled$"):
         for _ in results:
             pass
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     assert cluster.map(abs, [-1], timeout=20) == [1]
 
 

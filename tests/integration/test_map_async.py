@@ -21,13 +21,24 @@ def slow(x):
     return x
 
 
-def test_it_returns_at_once_and_gives_the_results_in_order(cluster):
-    began = time.monotonic()
-    run = cluster.map_async(lambda x: time.sleep(0.4) or x, range(4), chunksize=1)
-    assert time.monotonic() - began < 0.4
+def after(flag, *, waits):
+    """A function of which the tasks `waits` end only when there is a file."""
+
+    def work(x):
+        while waits(x) and not flag.exists():
+            time.sleep(0.01)
+        return x
+
+    return work
+
+
+def test_it_returns_at_once_and_gives_the_results_in_order(cluster, tmp_path):
+    flag = tmp_path / "go"
+    run = cluster.map_async(after(flag, waits=lambda x: True), range(4), chunksize=1)
     assert isinstance(run, gearmap.MapFuture)
     assert not run.done()
     assert gearmap.last() is run
+    flag.touch()
     assert run.result() == [0, 1, 2, 3]
     assert (run.done(), run.cancelled(), run.exception(), run.cancel()) == (True, False, None, False)
 
@@ -76,13 +87,16 @@ def test_two_run_at_once(cluster):
     assert first.result() == list(range(20))
 
 
-def test_results_come_in_order_while_it_runs(cluster):
-    run = cluster.map_async(slow, range(40), chunksize=1)
+def test_results_come_in_order_while_it_runs(cluster, tmp_path):
+    flag = tmp_path / "go"
+    run = cluster.map_async(after(flag, waits=lambda x: x > 20), range(40), chunksize=1)
     seen = []
     for result in run:
-        seen.append((result, run.done()))
-    assert [result for result, _ in seen] == list(range(40))
-    assert not seen[0][1]
+        assert run.done() is False or result > 20
+        seen.append(result)
+        if result == 20:
+            flag.touch()
+    assert seen == list(range(40))
     assert list(run) == list(range(40))
 
 
@@ -104,11 +118,16 @@ def test_failures_in_place_are_in_place_in_iteration_too(cluster):
     assert [type(each).__name__ for each in run] == ["int", "ZeroDivisionError", "int"]
 
 
-def test_settled_tasks_come_as_they_complete_with_their_position(cluster):
-    run = cluster.map_async(lambda x: time.sleep(0.5 if x == 0 else 0.01) or -x, range(8), chunksize=1)
-    futures = list(run.as_completed())
-    assert sorted((future.task_index, future.result()) for future in futures) == [(x, -x) for x in range(8)]
-    assert futures[0].task_index != 0
+def test_settled_tasks_come_as_they_complete_with_their_position(cluster, tmp_path):
+    flag = tmp_path / "go"
+    run = cluster.map_async(after(flag, waits=lambda x: x == 0), range(8), chunksize=1)
+    futures = []
+    for future in run.as_completed():
+        futures.append(future)
+        if len(futures) == 7:
+            flag.touch()
+    assert sorted((future.task_index, future.result()) for future in futures) == [(x, x) for x in range(8)]
+    assert futures[-1].task_index == 0
     assert all(isinstance(future, gearmap.Future) and future.done() for future in futures)
     assert sorted(future.task_index for future in run.as_completed()) == list(range(8))
 
@@ -125,19 +144,19 @@ def test_failed_tasks_are_among_the_completed(cluster):
     assert all(isinstance(future.exception(), ZeroDivisionError) for future in completed)
 
 
-def test_partial_results_grow(cluster):
-    run = cluster.map_async(slow, range(60), chunksize=1)
-    wait_until(lambda: len(run.partial()) > 3, "some results")
-    before = run.partial()
-    assert all(before[task] == task for task in before)
-    assert "running" in repr(run)
+def test_partial_results_grow(cluster, tmp_path):
+    flag = tmp_path / "go"
+    run = cluster.map_async(after(flag, waits=lambda x: x > 4), range(60), chunksize=1)
+    wait_until(lambda: run.partial() == {task: task for task in range(5)}, "the first results")
+    assert ": running, 5 of 60 tasks done>" in repr(run)
+    flag.touch()
     run.result()
     assert run.partial() == {task: task for task in range(60)}
-    assert repr(run) == "<MapFuture of slow: done, 60 of 60 tasks done>"
+    assert repr(run) == "<MapFuture of after.<locals>.work: done, 60 of 60 tasks done>"
 
 
 def test_its_error_is_that_of_a_map_each_time_it_is_asked_for(cluster):
-    run = cluster.map_async(lambda x: 1 // x, [1, 0])
+    run = cluster.map_async(lambda x: 1 // x, [1, 0], chunksize=2)
     assert isinstance(run.exception(30), ZeroDivisionError)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError) as caught:
