@@ -58,15 +58,6 @@ class ResultBatch:
         """How long they are, pickled; 0 once they were unpickled."""
         return sum(memoryview(part).nbytes for part in self._payload or ())
 
-    def take(self, offset: int) -> Any:
-        """Return one of the results and forget it; to be called once for each. Raises like `values`."""
-        values = self._values
-        if values is None:
-            values = self.values()
-        value = values[offset]
-        values[offset] = None
-        return value
-
     def values(self) -> list[Any]:
         """Return the results.
 
@@ -75,6 +66,8 @@ class ResultBatch:
         SerializationError
             If they cannot be unpickled in this process.
         """
+        if self._values is not None:
+            return self._values
         with self._lock:
             if self._values is None and self._error is None:
                 try:
@@ -280,12 +273,16 @@ class Future(concurrent.futures.Future[T]):
 
     def _take(self, batch: ResultBatch) -> Any:
         """Take the result out of its batch, so that it lives no longer than this future."""
-        batch.values()  # unpickles once, under a lock of its own
-        with self._lock:
-            if self._result is batch:  # nobody was faster
-                self._seconds = batch.seconds
-                self._result = batch.take(self._offset)
+        # Without a lock: the result stands here before it leaves the batch. Who finds the batch here has found the result
+        # there; who does not takes what another thread has put here.
+        values = batch.values()
+        result = values[self._offset]
+        if self._result is not batch:
             return self._result
+        self._seconds = batch.seconds
+        self._result = result
+        values[self._offset] = None
+        return result
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the task's exception or None, after waiting at most `timeout` seconds.
