@@ -24,10 +24,11 @@ from gearmap.backend import Backend, choose_backend, named_backend
 from gearmap.config import MAP_ONLY, RunOptions, ServerMode, check_whole
 from gearmap.errors import ClusterBroken, ConfigurationError
 from gearmap.runtime.callrun import CallRun
+from gearmap.runtime.chunkfuture import ChunkFuture
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import Future
 from gearmap.runtime.inline import submit_inline
-from gearmap.wire.serializer import dump_call
+from gearmap.wire.serializer import dump_call, dumps
 
 __all__ = ["GearmanExecutor"]
 
@@ -177,7 +178,7 @@ class GearmanExecutor(concurrent.futures.Executor):
         deadline = None if timeout is None else time.monotonic() + timeout
         feed = _Feed(weakref.ref(self), fn, zip(*iterables, strict=False), chunksize, buffersize)
         feed.fill()
-        return _results(feed, deadline)
+        return feed.results(deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; may be repeated.
@@ -239,14 +240,18 @@ class _Work:
         if backend.mode is ServerMode.INLINE:
             return [self._submit_inline(fn, row, {}) for row in rows]
         function = backend.pickle_function(fn)
-        calls = [dump_call(row, {}) for row in rows]
         place = backend.place()
-        size = self._options.max_tasks_per_child or len(calls)
-        futures: list[Future[Any]] = []
+        size = self._options.max_tasks_per_child or len(rows)
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        payloads = [
+            dumps(tuple(map(list, zip(*part, strict=True))), name="the arguments of a chunk", snapshot=True)
+            for part in parts
+        ]
         with self._lock:
-            for start in range(0, len(calls), size):
-                futures += self._ready_run().submit_chunk(function, calls[start : start + size], place)
-        return futures
+            return [
+                self._ready_run().submit_chunk(function, payload, len(part), place)
+                for payload, part in zip(payloads, parts, strict=True)
+            ]
 
     def _submit_inline(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         with self._lock:
@@ -344,6 +349,9 @@ class _Feed:
         buffersize: int | None,
     ) -> None:
         self.futures: deque[Future[Any]] = deque()
+        self._held = 0  # tasks that were taken and not handed out
+        self._chunk: Iterator[Any] = iter(())  # what is left of the first chunk, if it was begun
+        self._left = 0
         self._executor = executor
         self._fn = fn
         self._rows: Iterator[tuple[Any, ...]] | None = rows
@@ -356,10 +364,11 @@ class _Feed:
         if self._buffersize is not None:
             size = min(size, self._buffersize)
         while self._rows is not None:
-            if self._buffersize is not None and len(self.futures) + size > self._buffersize:
+            if self._buffersize is not None and self._held + size > self._buffersize:
                 return
             executor = self._executor()
             rows = list(islice(self._rows, size))
+            self._held += len(rows)
             if executor is None or not rows:
                 self._rows = None
             elif self._chunksize is None:
@@ -367,29 +376,32 @@ class _Feed:
             else:
                 self.futures.extend(executor._work.submit_chunk(self._fn, rows))
 
+    def results(self, deadline: float | None) -> Iterator[Any]:
+        """Yield the results in order; cancel what is left when the caller has enough."""
+        try:
+            while self.futures:
+                # No reference to a result may stay here while the caller has it.
+                yield self._next(None if deadline is None else deadline - time.monotonic())
+        finally:
+            while self.futures:
+                self.futures.pop().cancel()
 
-def _results(feed: _Feed, deadline: float | None) -> Iterator[Any]:
-    futures = feed.futures
-    try:
-        while futures:
-            # No reference to a result may stay here while the caller has it.
-            yield _take(feed, None if deadline is None else deadline - time.monotonic())
-    finally:
-        while futures:
-            futures.pop().cancel()
-
-
-def _take(feed: _Feed, timeout: float | None) -> Any:
-    """Return the next result, with its place in the buffer taken by the next call."""
-    future = feed.futures[0]
-    try:
-        result = future.result(timeout)
-    finally:
-        future.cancel()
-        feed.futures.popleft()
+    def _next(self, timeout: float | None) -> Any:
+        """Return the next result; its place in the buffer is for another task then."""
+        future = self.futures[0]
+        if isinstance(future, ChunkFuture):
+            if not self._left:
+                self._chunk, self._left = future.outcomes(timeout), future.size
+            result = next(self._chunk)
+            self._left -= 1
+        else:
+            result = future.result(timeout)
+        if not self._left:
+            self.futures.popleft()
         del future
-    feed.fill()
-    return result
+        self._held -= 1
+        self.fill()
+        return result
 
 
 def _executor_options(defaults: RunOptions, changes: dict[str, Any]) -> RunOptions:

@@ -21,9 +21,11 @@ from typing import Any
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import ClusterBroken, GearmapError, ServerUnavailable
+from gearmap.runtime.chunkfuture import ChunkFuture
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, begin, settle
 from gearmap.runtime.givenup import GivenUp
+from gearmap.runtime.question import Question
 from gearmap.runtime.run import Place, Run
 from gearmap.runtime.wording import failure_note
 from gearmap.wire.framing import Payload
@@ -42,53 +44,31 @@ BLOCK_SECONDS = 0.002
 MAX_BLOCK_CALLS = 64
 MAX_BLOCK_BYTES = 256 * 1024
 
-# Who waits for an answer makes sure this often that the driver is still there to give one (seconds).
-QUESTION_STEP = 0.5
-
 
 class _Group:
     """Calls of one function that were submitted one after another, and together are no larger than a block may be.
 
-    A group that is a `chunk` travels as it is: whole, and in a job of its own.
+    A group that is a chunk travels as it is, whole and in a job of its own: one payload and one future for all calls.
     """
 
-    __slots__ = ("calls", "chunk", "function", "futures", "n_bytes", "place")
+    __slots__ = ("calls", "function", "futures", "n_bytes", "place")
 
     def __init__(self, function: tuple[bytes, Any], place: Place) -> None:
-        self.chunk = False
         self.function = function
         self.place = place
         self.futures: list[Future[Any]] = []
         self.calls: list[Any] = []
         self.n_bytes = 0
 
+    @property
+    def is_chunk(self) -> bool:
+        return type(self.futures[0]) is ChunkFuture
+
     def take(self, other: _Group) -> None:
         """Take in the calls of another group of the same function and place."""
         self.futures += other.futures
         self.calls += other.calls
         self.n_bytes += other.n_bytes
-
-
-class _Question:
-    """Somebody waits to know whether there is a job server."""
-
-    def __init__(self) -> None:
-        self._answered = threading.Event()
-        self._error: GearmapError | None = None
-
-    def answer(self, error: GearmapError | None) -> None:
-        self._error = error
-        self._answered.set()
-
-    def wait(self, driver: Driver) -> None:
-        """Return when there is one; raise if there is none."""
-        # Each server has `connect_timeout`; an answer comes as long as somebody is there to give it.
-        while not self._answered.is_set():
-            if not driver.is_alive:
-                raise ClusterBroken("the client was closed")
-            self._answered.wait(QUESTION_STEP)
-        if self._error is not None:
-            raise self._error
 
 
 class CallRun:
@@ -126,7 +106,7 @@ class CallRun:
         self._futures: dict[int, Future[Any]] = {}
         self._next_number = 0
         self._is_reached = False
-        self._questions: list[_Question] = []
+        self._questions: list[Question] = []
         self._endings: list[Callable[[], object]] = []
 
     def submit(self, function: tuple[bytes, Any], call: bytes | Payload, place: Place) -> Future[Any]:
@@ -162,24 +142,25 @@ class CallRun:
             self._driver.post(self._take)
         return future
 
-    def submit_chunk(
-        self, function: tuple[bytes, Any], calls: Sequence[bytes | Payload], place: Place
-    ) -> list[Future[Any]]:
-        """Add calls that travel together, and with no others; return their futures. Raises as `submit`."""
+    def submit_chunk(self, function: tuple[bytes, Any], columns: Payload, size: int, place: Place) -> ChunkFuture:
+        """Add `size` calls that travel together, and with no others; return their future. Raises as `submit`.
+
+        The payload is a tuple of one list for each parameter.
+        """
         if not self._is_reached:
             self._ask()
         with self._lock:
             group = self._add_group(function, place)
-            group.chunk = True
             self._newest = None
-            self._next += len(calls)
-            group.futures += [Future(index, self, self._lock) for index in range(self._next - len(calls), self._next)]
-            group.calls += calls
-            group.n_bytes = sum(_size(call) for call in calls)
+            future = ChunkFuture(self._next, size, self, self._lock)
+            self._next += size
+            group.futures.append(future)
+            group.calls.append(columns)
+            group.n_bytes = _size(columns)
             told, self._told = self._told, True
         if not told:
             self._driver.post(self._take)
-        return list(group.futures)
+        return future
 
     @property
     def pending(self) -> int:
@@ -224,7 +205,7 @@ class CallRun:
     def _ask(self) -> None:
         """Wait until a job server is there, or raise."""
         if not self._driver.is_current:
-            question = _Question()
+            question = Question()
             self._driver.post(lambda: self._pose(question))
             question.wait(self._driver)
 
@@ -264,7 +245,7 @@ class CallRun:
         self._open()
         self.feed(saturated=True)
 
-    def _pose(self, question: _Question) -> None:
+    def _pose(self, question: Question) -> None:
         if self.over:
             question.answer(self.error or ClusterBroken("the run is over"))
         else:
@@ -315,11 +296,11 @@ class CallRun:
         for group in groups:
             name = (group.function[0], id(group.place))
             known = joined.get(name)
-            if known is not None and not group.chunk and known.n_bytes + group.n_bytes <= MAX_BLOCK_BYTES:
+            if known is not None and not group.is_chunk and known.n_bytes + group.n_bytes <= MAX_BLOCK_BYTES:
                 known.take(group)
                 continue
             result.append(group)
-            if self._block_size(group) > 1 and not group.chunk:
+            if self._block_size(group) > 1 and not group.is_chunk:
                 joined[name] = group
         return result
 
@@ -333,16 +314,15 @@ class CallRun:
         """Hand a group to the run as blocks."""
         run = self._run
         assert run is not None
+        if group.is_chunk:
+            self._add_chunk(run, group)
+            return
         digest, calls, size = group.function[0], group.calls, len(group.calls)
         base = self._next_number
         self._next_number = base + size
         for number, future in enumerate(group.futures, base):
             future.number = number
             self._futures[number] = future
-        if group.chunk:
-            block = ev.Block(base, base, size, digest, group.n_bytes, alone=True)
-            run.add_block(block, BlockKind.CALLS, calls, group.place, group.function)
-            return
         step = self._block_size(group)
         for start in range(0, size, step):
             part = calls[start : start + step]
@@ -350,18 +330,33 @@ class CallRun:
             block = ev.Block(first, first, len(part), digest, group.n_bytes * len(part) // size)
             run.add_block(block, BlockKind.CALLS, part, group.place, group.function)
 
+    def _add_chunk(self, run: Run, group: _Group) -> None:
+        (future,), (columns,) = group.futures, group.calls
+        assert isinstance(future, ChunkFuture)
+        future.number = base = self._next_number
+        self._next_number = base + future.size
+        self._futures.update(dict.fromkeys(future.numbers, future))
+        block = ev.Block(base, base, future.size, group.function[0], group.n_bytes, alone=True)
+        run.add_block(block, BlockKind.COLUMNS, columns, group.place, group.function)
+
     def _drop(self, future: Future[Any]) -> None:
         """A future was cancelled while its task waited."""
         if self._groups:
             self._take()
-        if self._futures.pop(future.number, None) is not None:
+        numbers = _numbers_of(future)
+        dropped = [self._futures.pop(number, None) for number in numbers]
+        if any(each is not None for each in dropped):
             future.set_running_or_notify_cancel()
         if self._run is not None:
-            self._run.tell(ev.CancelTask(future.number))
+            for number in numbers:
+                self._run.tell(ev.CancelTask(number))
 
     def claim(self, first: int, stop: int) -> Sequence[int]:
         get = self._futures.get
         futures = [get(task) for task in range(first, stop)]
+        chunk = futures[0]
+        if type(chunk) is ChunkFuture:  # and so are the others: it shares its jobs with nobody
+            return self._claim_chunk(chunk)
         gone = {future.number for future in begin(filter(None, futures), self._lock)}
         if not gone and None not in futures:
             return ()
@@ -369,24 +364,35 @@ class CallRun:
             del self._futures[task]
         return [task for task, future in enumerate(futures, first) if future is None or task in gone]
 
+    def _claim_chunk(self, chunk: ChunkFuture) -> Sequence[int]:
+        if not begin((chunk,), self._lock):
+            return ()
+        for number in chunk.numbers:
+            self._futures.pop(number, None)
+        return chunk.numbers
+
     def delivered(self, first: int, size: int, batch: ResultBatch, offset: int, worker: str) -> None:
         pop = self._futures.pop
         futures = [pop(task, None) for task in range(first, first + size)]
-        settle(futures, self._lock, batch, offset, worker)
+        chunk = futures[0]
+        if type(chunk) is ChunkFuture:
+            chunk.place(first, size, batch, offset)
+        else:
+            settle(futures, self._lock, batch, offset, worker)
 
     def failed(self, task: int, failure: Any, attempts: int, worker: str) -> None:
         future = self._futures.pop(task, None)
         if future is not None:
             assert isinstance(failure, TaskFailure)
-            future.worker, future.attempts = worker, attempts
-            note = failure_note(f"task {future.task_index}", failure, attempts=attempts, worker=worker)
-            future.set_exception(PendingFailure(failure, (note,)))
+            index = future.task_index + task - future.number
+            note = failure_note(f"task {index}", failure, attempts=attempts, worker=worker)
+            _end(future, task, PendingFailure(failure, (note,)), attempts, worker)
 
     def gave_up(self, task: int, reason: GivenUp) -> None:
         future = self._futures.pop(task, None)
         if future is not None:
-            future.worker, future.attempts = reason.worker, reason.attempts
-            future.set_exception(PendingFailure(replace(reason, task=future.task_index)))
+            index = future.task_index + task - future.number
+            _end(future, task, PendingFailure(replace(reason, task=index)), reason.attempts, reason.worker)
 
     def broken(self, error: GearmapError) -> None:
         with self._lock:
@@ -395,9 +401,10 @@ class CallRun:
             self.error = self.error or error
             groups = self._taken()
         self._answer(error)
-        futures = [*self._futures.values(), *chain.from_iterable(group.futures for group in groups)]
+        futures = chain(self._futures.values(), *(group.futures for group in groups))
+        each = list(dict.fromkeys(futures))  # that of a chunk once
         self._futures.clear()
-        for future in futures:
+        for future in each:
             if future.running() or future.set_running_or_notify_cancel():
                 future.set_exception(error)
 
@@ -415,6 +422,18 @@ class CallRun:
         for then in self._endings:
             self._driver.callbacks.post(then)
         self._endings.clear()
+
+
+def _numbers_of(future: Future[Any]) -> Sequence[int]:
+    return future.numbers if isinstance(future, ChunkFuture) else (future.number,)
+
+
+def _end(future: Future[Any], task: int, failure: PendingFailure, attempts: int, worker: str | None) -> None:
+    if isinstance(future, ChunkFuture):
+        future.place_failure(task, failure)
+    else:
+        future.worker, future.attempts = worker, attempts
+        future.set_exception(failure)
 
 
 def _size(call: bytes | Payload) -> int:

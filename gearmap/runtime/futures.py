@@ -273,8 +273,8 @@ class Future(concurrent.futures.Future[T]):
 
     def _take(self, batch: ResultBatch) -> Any:
         """Take the result out of its batch, so that it lives no longer than this future."""
-        # Without a lock: the result stands here before it leaves the batch. Who finds the batch here has found the result
-        # there; who does not takes what another thread has put here.
+        # Without a lock: the result stands here before it leaves the batch. Who finds the batch here has found the
+        # result there; who does not takes what another thread has put here.
         values = batch.values()
         result = values[self._offset]
         if self._result is not batch:

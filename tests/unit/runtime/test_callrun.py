@@ -12,9 +12,11 @@ from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import ClusterBroken, ServerUnavailable, WorkerLost
 from gearmap.runtime.callrun import MAX_BLOCK_BYTES, MAX_BLOCK_CALLS, CallRun
+from gearmap.runtime.chunkfuture import ChunkFuture
 from gearmap.runtime.futures import Future, ResultBatch
 from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.run import Place
+from gearmap.wire.outcome import describe_exception
 from gearmap.wire.serializer import dumps
 
 LIMIT = 10.0  # seconds after which a test that hangs fails
@@ -313,12 +315,63 @@ def test_nobody_waits_for_a_driver_that_has_ended() -> None:
 def test_calls_that_are_submitted_as_a_chunk_are_one_block_alone() -> None:
     it = Calls(seconds=1e-6)
     it.submit(2)
-    futures = it.calls.submit_chunk(ONE, [b"call"] * 3, HERE)
-    futures += it.submit(1)
+    chunk = it.calls.submit_chunk(ONE, [b"columns"], 3, HERE)
+    (last,) = it.submit(1)
     it.driver.work()
     assert it.run.ranges == [(0, 3), (3, 3)]  # the single calls before and after it travel together
     assert [block.alone for block, _, _ in it.run.blocks] == [False, True]
-    assert [future.task_index for future in futures] == [2, 3, 4, 5]
+    assert it.run.blocks[1][1] == [b"columns"]
+    assert (chunk.task_index, chunk.size, last.task_index) == (2, 3, 5)
+
+
+def a_chunk(size: int) -> tuple[Calls, ChunkFuture]:
+    """A chunk that was sent, after a single call."""
+    it = Calls()
+    it.submit(1)
+    chunk = it.calls.submit_chunk(ONE, [b"columns"], size, HERE)
+    it.driver.work()
+    assert it.calls.claim(1, 1 + size) == ()
+    return it, chunk
+
+
+def test_a_chunk_is_there_when_all_of_its_tasks_are_and_its_results_are_in_order() -> None:
+    it, chunk = a_chunk(4)
+    it.calls.delivered(4, 1, ResultBatch(dumps(["d"])), 0, "node/0")
+    assert it.calls.claim(1, 4) == ()  # the others again, after a loss
+    assert chunk.running()
+    it.calls.delivered(1, 3, ResultBatch(dumps(["-", "a", "b", "c"])), 1, "node/1")
+    assert list(chunk.outcomes(0)) == ["a", "b", "c", "d"]
+
+
+def test_a_failure_in_a_chunk_is_raised_in_its_place_and_names_its_task() -> None:
+    it, chunk = a_chunk(4)
+    it.calls.delivered(1, 2, ResultBatch(dumps(["a", "b"])), 0, "node/0")
+    it.calls.gave_up(4, GivenUp(task=4, kind=WorkerLost, reason="gone", attempts=3, worker=None))
+    it.calls.failed(3, describe_exception(KeyError("k"), 0), 1, "node/0")
+    outcomes = chunk.outcomes(0)
+    assert [next(outcomes), next(outcomes)] == ["a", "b"]
+    with pytest.raises(KeyError) as caught:
+        next(outcomes)
+    assert "task 3" in " ".join([*getattr(caught.value, "__notes__", []), str(caught.value.__cause__)])
+
+
+def test_a_chunk_that_waits_is_cancelled_as_a_whole() -> None:
+    it = Calls()
+    chunk = it.calls.submit_chunk(ONE, [b"columns"], 3, HERE)
+    it.driver.work()
+    assert chunk.cancel()
+    assert list(it.calls.claim(0, 3)) == [0, 1, 2]
+    it.driver.work()
+    assert it.run.told == [ev.CancelTask(0), ev.CancelTask(1), ev.CancelTask(2)]
+    assert it.calls.pending == 0
+
+
+def test_a_chunk_breaks_with_its_run() -> None:
+    it, chunk = a_chunk(3)
+    it.calls.delivered(1, 1, ResultBatch(dumps(["a"])), 0, "node/0")
+    it.calls.broken(ClusterBroken("gone"))
+    with pytest.raises(ClusterBroken):
+        next(chunk.outcomes(0))
 
 
 def test_everything_that_waits_can_be_cancelled_and_what_was_sent_cannot() -> None:
