@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from gearmap.api import last as last
     from gearmap.api import map as map
     from gearmap.api import map_async as map_async
+    from gearmap.api import on_every_node as on_every_node
+    from gearmap.api import on_every_worker as on_every_worker
     from gearmap.api import options as options
     from gearmap.api import starmap as starmap
     from gearmap.api import submit as submit
@@ -106,6 +108,8 @@ _HOME = {
     "last": "gearmap.api",
     "map": "gearmap.api",
     "map_async": "gearmap.api",
+    "on_every_node": "gearmap.api",
+    "on_every_worker": "gearmap.api",
     "options": "gearmap.api",
     "starmap": "gearmap.api",
     "submit": "gearmap.api",

@@ -28,6 +28,8 @@ __all__ = [
     "last",
     "map",
     "map_async",
+    "on_every_node",
+    "on_every_worker",
     "options",
     "starmap",
     "submit",
@@ -435,6 +437,48 @@ def submit(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R
     (3, 1)
     """
     return current_client().submit(fn, *args, **kwargs)
+
+
+def on_every_worker(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, R | BaseException]:
+    """Call `fn(*args, **kwargs)` once on every worker that is there now; return the results by the workers' names.
+
+    Each worker answers when it is idle; `gearmap.options(timeout=...)` limits the wait. Workers that join meanwhile are
+    not asked. To load something everywhere, to look into each process, to clear caches.
+
+    Returns
+    -------
+    dict
+        Results by name. In place of a result there is the exception that the call has raised, `WorkerLost` for a worker
+        that has gone, `RunTimeout` for one that has not answered in time.
+
+    Raises
+    ------
+    ClusterBroken
+        If there is no worker.
+    ConfigurationError
+        Inside a task.
+    SerializationError
+        If the function or an argument does not pickle.
+
+    Examples
+    --------
+    >>> with gearmap.LocalCluster(0):
+    ...     gearmap.on_every_worker(divmod, 7, 2)
+    {'inline': (3, 1)}
+    """
+    return current_client().on_every_worker(fn, *args, **kwargs)
+
+
+def on_every_node(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, R | BaseException]:
+    """Call `fn(*args, **kwargs)` on one worker of every node, an idle one if there is; else as `on_every_worker`.
+
+    Examples
+    --------
+    >>> with gearmap.LocalCluster(0):
+    ...     gearmap.on_every_node(abs, -3)
+    {'inline': 3}
+    """
+    return current_client().on_every_node(fn, *args, **kwargs)
 
 
 def options(**changes: Any) -> BoundOptions:

@@ -122,6 +122,11 @@ class Backend:
         """Letters and digits that no other backend has."""
         return self._id
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether it is that of a task."""
+        return False
+
     def check_well(self) -> None:
         """Raise ClusterBroken if the cluster has lost its processes, as far as this one can tell."""
         problem = self._problem()
@@ -382,6 +387,11 @@ class NestedBackend(Backend):
 
     def _patience(self, queue: str) -> float:
         return NODE_START_SECONDS  # the node is opening the level
+
+    @property
+    def is_nested(self) -> bool:
+        """It is."""
+        return True
 
     def _check_usable(self) -> None:
         check_asker()

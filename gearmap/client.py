@@ -19,6 +19,7 @@ from gearmap.backend import Backend, LocalBackend, named_backend
 from gearmap.cluster import LocalProcesses
 from gearmap.config import MAP_ONLY, RunOptions, ServerMode, check_whole
 from gearmap.errors import ClusterBroken, ConfigurationError
+from gearmap.everywhere import run_everywhere
 from gearmap.executor import GearmanExecutor
 from gearmap.mapping import run_imap, run_map, start_map
 from gearmap.runtime.callrun import CallRun
@@ -96,6 +97,16 @@ class BoundOptions:
         _check_call(name, fn, iterables)
         ordered = name == "imap"
         return run_imap(self._client._backend, fn, iterables, chosen, buffersize=buffersize, ordered=ordered)
+
+    def on_every_worker(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, R | BaseException]:
+        """Call `fn` once on every worker; see `gearmap.on_every_worker`."""
+        _check_callable(fn)
+        return run_everywhere(self._client._backend, self._defaults, fn, args, kwargs, one_of_each_node=False)
+
+    def on_every_node(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, R | BaseException]:
+        """Call `fn` once on every node; see `gearmap.on_every_node`."""
+        _check_callable(fn)
+        return run_everywhere(self._client._backend, self._defaults, fn, args, kwargs, one_of_each_node=True)
 
     def executor(self, max_workers: int | None = None, **options: Any) -> GearmanExecutor:
         """Return an executor on this client; see `GearmanExecutor`. Closing the client ends it."""

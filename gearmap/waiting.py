@@ -11,16 +11,13 @@ import time
 from gearmap.backend import Backend
 from gearmap.config import ServerMode
 from gearmap.core.names import Lane, explain_no_worker
-from gearmap.errors import ClusterBroken, RunTimeout, ServerUnavailable, TransportError
-from gearmap.transport.admin import server_status
+from gearmap.errors import ClusterBroken, RunTimeout
+from gearmap.runtime.nodeclient import listed_workers
 
 __all__ = ["wait_for_workers"]
 
 # Between two looks (seconds). Raised: less traffic; lowered: a worker that has come is seen sooner.
 LOOK_INTERVAL = 0.1
-
-# How long a job server may take to answer.
-ANSWER_SECONDS = 5.0
 
 
 def wait_for_workers(backend: Backend, n: int, *, timeout: float | None, queue: str) -> int:
@@ -56,17 +53,9 @@ def wait_for_workers(backend: Backend, n: int, *, timeout: float | None, queue: 
 def _served(backend: Backend) -> dict[str, int]:
     """Return the workers of each function: the same stand on each server, so the largest number counts."""
     served: dict[str, int] = {}
-    problems = []
-    for address in backend.addresses:
-        try:
-            rows = server_status((address.host, address.port), ANSWER_SECONDS)
-        except TransportError as error:
-            problems.append(str(error))
-            continue
-        for row in rows:
-            served[row.function] = max(row.workers, served.get(row.function, 0))
-    if len(problems) == len(backend.addresses):
-        raise ServerUnavailable(f"{'; '.join(problems)}; start one: gearmap server")
+    for listed in listed_workers(backend.addresses).values():
+        for name, workers in listed.items():
+            served[name] = max(workers, served.get(name, 0))
     return served
 
 

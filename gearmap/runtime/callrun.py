@@ -195,6 +195,15 @@ class CallRun:
         for future in list(self._futures.values()):
             future.cancel()
 
+    def cancel(self) -> None:
+        """End the run at once, whatever runs. Any thread."""
+        self._driver.post(self._cancel)
+
+    def _cancel(self) -> None:
+        self.over = True
+        if self._run is not None and not self._run.closed:
+            self._run.cancel()
+
     def finish(self, then: Callable[[], object]) -> None:
         """Let the run end when its tasks have; `then` is called where callbacks are, after theirs.
 

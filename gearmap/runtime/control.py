@@ -1,4 +1,4 @@
-"""A node's control function: describe, stop an execution, drain.
+"""A node's control function: describe, stop an execution, drain, serve a client's private lanes.
 
 Law of the file: JSON in sealed envelopes, never a pickle. A request that does not open gets WORK_FAIL and a log line.
 The request is a JOB envelope whose header is `{"op": ..., ...}`; the answer is a NODE envelope with a JSON header.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gearmap.errors import WireError
+from gearmap.runtime.privatelanes import PrivateLanes
 from gearmap.transport.events import AssignedJob, JobAssigned
 from gearmap.transport.worker import WorkerLinks
 from gearmap.wire import envelope, seal
@@ -33,6 +34,7 @@ class ControlDesk:
         describe: Callable[[], dict[str, Any]],
         stop: Callable[[bytes], bool],
         drain: Callable[[float], None],
+        lanes: PrivateLanes,
     ) -> None:
         self.links = links
         self.deadline = float("inf")
@@ -40,6 +42,7 @@ class ControlDesk:
         self._describe = describe
         self._stop = stop
         self._drain = drain
+        self._lanes = lanes
 
     def work(self) -> None:
         """Answer the requests that have come."""
@@ -87,5 +90,11 @@ class ControlDesk:
                     return {"ok": False, "error": "execution must be hexadecimal"}
             case {"op": "drain", "grace": int() | float() as grace}:
                 self._drain(max(0.0, float(grace)))
+                return {"ok": True}
+            case {"op": "serve", "lanes": lanes, "seconds": int() | float() as seconds}:
+                problem = self._lanes.serve(lanes, float(seconds), time.monotonic())
+                return {"ok": False, "error": problem} if problem else {"ok": True}
+            case {"op": "leave", "lanes": lanes}:
+                self._lanes.leave(lanes)
                 return {"ok": True}
         return {"ok": False, "error": f"unknown operation {request.get('op')!r}"}

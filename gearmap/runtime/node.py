@@ -29,6 +29,7 @@ from gearmap.runtime.control import ControlDesk
 from gearmap.runtime.crew import Crew, Worker
 from gearmap.runtime.nesting import NestingDesk
 from gearmap.runtime.nodesettings import NodeSettings
+from gearmap.runtime.privatelanes import PrivateLanes
 from gearmap.runtime.work import JobOpener, Work
 from gearmap.transport.events import (
     AssignedJob,
@@ -91,6 +92,7 @@ class Node:
         self._links_due = float("inf")
         self._opener = JobOpener(settings.secret)
         self._nested = NestingDesk(settings, self._crew)
+        self._lanes = PrivateLanes(settings, self._workers, self._touch)
         self._control: ControlDesk | None = None
         self._exit: ne.Exit | None = None
         self._drain_grace: float | None = None
@@ -150,7 +152,9 @@ class Node:
             send_timeout=settings.patience.send_timeout,
             jitter=random.random,
         )
-        self._control = ControlDesk(links, settings.secret, self._describe, self._stop_execution, self.drain)
+        self._control = ControlDesk(
+            links, settings.secret, self._describe, self._stop_execution, self.drain, self._lanes
+        )
         self._open(links, self._control, now)
 
     def _watch_worker(self, worker: Worker, now: float) -> None:
@@ -167,6 +171,9 @@ class Node:
         for link in links.links:
             self._watch(link, owner)
         self._touched.add(owner)
+
+    def _touch(self, worker: Worker) -> None:
+        self._touched.add(worker)
 
     def _watch(self, pollable: Any, owner: Worker | Child | ControlDesk) -> None:
         self._owners[pollable] = owner
@@ -201,6 +208,9 @@ class Node:
         due = self._nested.deadline
         if due is not None and now >= due:
             self._nested.look({w.work.execution_id for w in self._workers if w.work is not None}, now)
+        due = self._lanes.deadline
+        if due is not None and now >= due:
+            self._lanes.look(now)
 
     def _tick_links(self, now: float) -> None:
         """Let the deadlines of connections fire, and find the next one."""
@@ -240,7 +250,7 @@ class Node:
 
     def _timeout(self) -> float | None:
         due = self._links_due
-        for other in (self._engine.deadline, self._nested.deadline):
+        for other in (self._engine.deadline, self._nested.deadline, self._lanes.deadline):
             if other is not None and other < due:
                 due = other
         return None if due == float("inf") else max(0.0, due - time.monotonic())
@@ -378,6 +388,7 @@ class Node:
     def _pause(self, instruction: ne.Pause) -> None:
         for worker in self._workers:
             if not worker.level:
+                worker.is_leaving = True
                 worker.links.leave()
                 self._touched.add(worker)
 
@@ -448,6 +459,7 @@ class Node:
             "workers": [
                 {
                     "name": worker.name,
+                    "level": worker.level,
                     "busy": worker.work is not None,
                     "jobs_done": worker.done,
                     "execution": None if worker.work is None else worker.work.execution_id.hex(),

@@ -37,6 +37,7 @@ LAYERS = {
     "backend": 6,
     "mapping": 7,
     "waiting": 7,
+    "everywhere": 7,
     "client": 8,
     "executor": 8,
     "api": 8,
