@@ -55,11 +55,12 @@ class ControlDesk:
         self.links.close()
 
     def _answer(self, job: AssignedJob) -> None:
-        context = envelope.make_context(job.function.encode(), job.unique.encode())
+        unique = job.unique.encode("utf-8", "surrogateescape")  # whoever submitted it chose its bytes
+        context = envelope.make_context(job.function.encode(), unique)
         try:
             prefix = envelope.parse_prefix(job.data)
             session_key = seal.session_key(self._secret, prefix.session_id)
-            key = seal.job_key(session_key, job.unique.encode())
+            key = seal.job_key(session_key, unique)
             request = json.loads(envelope.open_header(job.data, prefix, key, context))
             if time.time() > prefix.expiry or not isinstance(request, dict):
                 raise WireError("an old or malformed control request")
@@ -70,7 +71,7 @@ class ControlDesk:
         execution_id = os.urandom(16)
         message = envelope.seal_message(
             kind=envelope.Kind.NODE,
-            key=seal.node_key(session_key, job.unique.encode(), execution_id),
+            key=seal.node_key(session_key, unique, execution_id),
             session_id=prefix.session_id,
             execution_id=execution_id,
             expiry=prefix.expiry,

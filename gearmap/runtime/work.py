@@ -153,7 +153,7 @@ class JobOpener:
         WireError
             If it does not open, or is no job.
         """
-        unique = job.unique.encode()
+        unique = job.unique.encode("utf-8", "surrogateescape")  # whoever submitted it chose its bytes
         context = envelope.make_context(job.function.encode(), unique)
         prefix = envelope.parse_prefix(job.data)
         session_key = self._session_keys.get(prefix.session_id)

@@ -400,32 +400,45 @@ def test_an_unknown_control_operation_is_answered_as_such(kind, node_function):
     assert answer == {"ok": False, "error": "unknown operation 'format'"}
 
 
-def test_forged_and_damaged_jobs_are_refused_and_the_worker_goes_on(kind, start_server, start_node, connect, key_file):
-    server = start_server(kind)
-    start_node(server, workers=1)
-    client = connect(server)
-    assert client.submit(abs, -1).result(30) == 1
-    lane = lane_of(key_file)
+def refused(server, jobs):
+    """Submit (function, unique, body); return the numbers of those that the worker gave up, in order."""
     poller, session = Poller(), ServerSession((server.host, server.port))
     session.start(time.monotonic())
     poller.add(session)
     answers = []
     until = time.monotonic() + 10
-    while len(answers) < 3 and time.monotonic() < until:
+    while len(answers) < len(jobs) and time.monotonic() < until:
         poller.dispatch(0.1)
         for event in session.take_events():
             if isinstance(event, Connected):
-                bodies = [b"", b"GM\x01" + os.urandom(200), b'{"cmd": "rm"}']
-                session.submit([JobRequest(n, lane, os.urandom(8).hex(), body) for n, body in enumerate(bodies)])
+                session.submit([JobRequest(n, *job) for n, job in enumerate(jobs)])
             elif isinstance(event, WorkFailed):
                 answers.append(event.token)
         poller.update(session)
     poller.remove(session)
     session.close()
     poller.close()
+    return sorted(answers)
 
-    assert sorted(answers) == [0, 1, 2]
+
+def test_forged_and_damaged_jobs_are_refused_and_the_worker_goes_on(kind, start_server, start_node, connect, key_file):
+    server = start_server(kind)
+    start_node(server, workers=1)
+    client = connect(server)
+    assert client.submit(abs, -1).result(30) == 1
+    lane = lane_of(key_file)
+    bodies = [b"", b"GM\x01" + os.urandom(200), b'{"cmd": "rm"}']
+
+    assert refused(server, [(lane, os.urandom(8).hex(), body) for body in bodies]) == [0, 1, 2]
     assert client.submit(abs, -2).result(30) == 2
+
+
+def test_a_job_whose_unique_is_not_text_is_refused_and_the_node_goes_on(kind, node_function, connect, key_file):
+    server, control, _ = node_function
+    forged = b"GM\x01" + os.urandom(200)
+
+    assert refused(server, [(name, "\udcff\udcfe", forged) for name in (lane_of(key_file), control)]) == [0, 1]
+    assert connect(server).submit(abs, -2).result(30) == 2
 
 
 def test_the_secret_is_in_no_command_line_and_no_environment(kind, tmp_path):
