@@ -5,7 +5,9 @@ Rule 2: a future is claimed just before its task is sent: until then cancelling 
 Rule 3: a submit waits for nothing but the answer to whether any job server is there, and only while none is.
 Rule 4: one call adds one object that lives on, its future, and the bytes of its arguments. What can be said of many
 calls at once is said once for a group of them: objects are what the garbage collector's time goes into.
-Rule 5: tasks are numbered for the engine when the driver takes them, so that tiny calls of functions that take turns
+Rule 5: Ctrl-C, a signal handler and the garbage collector may come at any step of a submit, and call in here again. So
+the lock may be taken twice by one thread, and a call comes into its group together with its future, in one step.
+Rule 6: tasks are numbered for the engine when the driver takes them, so that tiny calls of functions that take turns
 still travel together. Nothing else overtakes.
 """
 
@@ -21,6 +23,7 @@ from typing import Any
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import ClusterBroken, GearmapError, ServerUnavailable
+from gearmap.runtime.callgroup import CallGroup
 from gearmap.runtime.chunkfuture import ChunkFuture
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, begin, settle
@@ -45,32 +48,6 @@ MAX_BLOCK_CALLS = 64
 MAX_BLOCK_BYTES = 256 * 1024
 
 
-class _Group:
-    """Calls of one function that were submitted one after another, and together are no larger than a block may be.
-
-    A group that is a chunk travels as it is, whole and in a job of its own: one payload and one future for all calls.
-    """
-
-    __slots__ = ("calls", "function", "futures", "n_bytes", "place")
-
-    def __init__(self, function: tuple[bytes, Any], place: Place) -> None:
-        self.function = function
-        self.place = place
-        self.futures: list[Future[Any]] = []
-        self.calls: list[Any] = []
-        self.n_bytes = 0
-
-    @property
-    def is_chunk(self) -> bool:
-        return type(self.futures[0]) is ChunkFuture
-
-    def take(self, other: _Group) -> None:
-        """Take in the calls of another group of the same function and place."""
-        self.futures += other.futures
-        self.calls += other.calls
-        self.n_bytes += other.n_bytes
-
-
 class CallRun:
     """The consumer of an open-ended run.
 
@@ -92,11 +69,11 @@ class CallRun:
         self._make_run = make_run
         self._max_block = min(max_block, MAX_BLOCK_CALLS)
         self._run: Run | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         # Under the lock: submitted and not yet seen by the driver, the newest group last; the next index; whether the
         # driver will look for more by itself.
-        self._groups: list[_Group] = []
-        self._newest: _Group | None = None
+        self._groups: list[CallGroup] = []
+        self._newest: CallGroup | None = None
         self._next = 0
         self._told = False
         self.over = False
@@ -122,24 +99,27 @@ class CallRun:
         if not self._is_reached:
             self._ask()
         size = len(call) if type(call) is bytes else _size(call)
-        with self._lock:
-            index = self._next
-            future: Future[Any] = Future(index, self, self._lock)
-            group = self._newest
-            if (
-                group is None
-                or (group.function is not function and group.function[0] != function[0])
-                or group.place is not place
-                or group.n_bytes + size > MAX_BLOCK_BYTES
-            ):
-                group = self._add_group(function, place)
-            group.futures.append(future)
-            group.calls.append(call)
-            group.n_bytes += size
-            self._next = index + 1
-            told, self._told = self._told, True
-        if not told:
-            self._driver.post(self._take)
+        try:
+            with self._lock:
+                index = self._next
+                future: Future[Any] = Future(index, self, self._lock)
+                group = self._newest
+                if (
+                    group is None
+                    or (group.function is not function and group.function[0] != function[0])
+                    or group.place is not place
+                    or group.n_bytes + size > MAX_BLOCK_BYTES
+                ):
+                    group = self._add_group(function, place)
+                group.entries += (future, call)
+                group.n_bytes += size
+                self._next = index + 1
+                told, self._told = self._told, True
+            if not told:
+                self._driver.post(self._take)
+        except BaseException:
+            self._told = False  # an interrupt may have come just before the driver was
+            raise
         return future
 
     def submit_chunk(self, function: tuple[bytes, Any], columns: Payload, size: int, place: Place) -> ChunkFuture:
@@ -149,23 +129,26 @@ class CallRun:
         """
         if not self._is_reached:
             self._ask()
-        with self._lock:
-            group = self._add_group(function, place)
-            self._newest = None
-            future = ChunkFuture(self._next, size, self, self._lock)
-            self._next += size
-            group.futures.append(future)
-            group.calls.append(columns)
-            group.n_bytes = _size(columns)
-            told, self._told = self._told, True
-        if not told:
-            self._driver.post(self._take)
+        try:
+            with self._lock:
+                future = ChunkFuture(self._next, size, self, self._lock)
+                group = self._add_group(function, place)
+                self._newest = None
+                group.entries += (future, columns)
+                group.n_bytes = _size(columns)
+                self._next += size
+                told, self._told = self._told, True
+            if not told:
+                self._driver.post(self._take)
+        except BaseException:
+            self._told = False  # as in `submit`
+            raise
         return future
 
     @property
     def pending(self) -> int:
         """How many tasks have no end yet, about."""
-        return len(self._futures) + sum(len(group.futures) for group in list(self._groups))
+        return len(self._futures) + sum(len(group.entries) // 2 for group in list(self._groups))
 
     @property
     def is_broken_for_good(self) -> bool:
@@ -218,17 +201,18 @@ class CallRun:
             self._driver.post(lambda: self._pose(question))
             question.wait(self._driver)
 
-    def _add_group(self, function: tuple[bytes, Any], place: Place) -> _Group:
+    def _add_group(self, function: tuple[bytes, Any], place: Place) -> CallGroup:
         if self.over:
             raise ClusterBroken("the run is over")
-        group = self._newest = _Group(function, place)
+        group = CallGroup(function, place)
         self._groups.append(group)
+        self._newest = group  # not before the driver would find it
         return group
 
-    def _taken(self) -> list[_Group]:
+    def _taken(self) -> list[CallGroup]:
         """Take the groups out; the caller holds the lock."""
         groups, self._groups, self._newest = self._groups, [], None
-        return groups
+        return [group for group in groups if group.entries]  # an interrupt may have come before its first call
 
     # As the owner of its futures.
 
@@ -298,9 +282,9 @@ class CallRun:
             self._add(group)
         return True
 
-    def _regrouped(self, groups: Sequence[_Group]) -> list[_Group]:
+    def _regrouped(self, groups: Sequence[CallGroup]) -> list[CallGroup]:
         """Join groups of tiny calls that are apart because others came in between."""
-        joined: dict[tuple[bytes, int], _Group] = {}
+        joined: dict[tuple[bytes, int], CallGroup] = {}
         result = []
         for group in groups:
             name = (group.function[0], id(group.place))
@@ -313,13 +297,13 @@ class CallRun:
                 joined[name] = group
         return result
 
-    def _block_size(self, group: _Group) -> int:
+    def _block_size(self, group: CallGroup) -> int:
         """Return how many calls a block takes: one, until it is known how little time they take."""
         assert self._run is not None
         seconds = self._run.seconds_of(group.function[0])
         return 1 if seconds is None else max(1, min(self._max_block, int(BLOCK_SECONDS / max(seconds, 1e-6))))
 
-    def _add(self, group: _Group) -> None:
+    def _add(self, group: CallGroup) -> None:
         """Hand a group to the run as blocks."""
         run = self._run
         assert run is not None
@@ -339,7 +323,7 @@ class CallRun:
             block = ev.Block(first, first, len(part), digest, group.n_bytes * len(part) // size)
             run.add_block(block, BlockKind.CALLS, part, group.place, group.function)
 
-    def _add_chunk(self, run: Run, group: _Group) -> None:
+    def _add_chunk(self, run: Run, group: CallGroup) -> None:
         (future,), (columns,) = group.futures, group.calls
         assert isinstance(future, ChunkFuture)
         future.number = base = self._next_number

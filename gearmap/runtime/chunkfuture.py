@@ -31,7 +31,7 @@ class ChunkFuture(Future[Any]):
 
     __slots__ = ("_failures", "_left", "_pieces", "size")
 
-    def __init__(self, task_index: int, size: int, owner: FutureOwner, lock: threading.Lock) -> None:
+    def __init__(self, task_index: int, size: int, owner: FutureOwner, lock: threading.RLock) -> None:
         super().__init__(task_index, owner, lock)
         self.size = size
         self._left = size

@@ -6,7 +6,8 @@ Law of the file: the driver thread settles a future, it never unpickles for one.
 Nearly all futures of many are asked once, after they were settled. So what the standard library's future needs for
 being watched (a condition, two lists) is made when somebody watches. Until then a future changes only under the lock
 that it shares with the others of its run, many at a time; from then on only under its own condition, as everywhere.
-The shared lock is a leaf: nothing is locked, called or waited for under it. It must not be the condition's own lock:
+The shared lock is a leaf: nothing is locked, called or waited for under it. What a signal handler or the garbage
+collector calls meanwhile, in the same thread, may take it again. It must not be the condition's own lock:
 `concurrent.futures.wait` holds those of several futures at once and relies on there being one for each.
 """
 
@@ -164,14 +165,14 @@ class Future(concurrent.futures.Future[T]):
         self,
         task_index: int,
         owner: FutureOwner | None = None,
-        lock: threading.Lock | None = None,
+        lock: threading.RLock | None = None,
     ) -> None:
         # Not the standard library's, which makes what `_watch` is for.
         self._state = PENDING
         self._result: Any = None
         self._offset = 0  # in the result, if that is a batch
         self._watch: _Watch | None = None
-        self._lock = lock or threading.Lock()
+        self._lock = lock or threading.RLock()
         self._owner = owner
         self.task_index = task_index
         self.number = -1
@@ -181,10 +182,11 @@ class Future(concurrent.futures.Future[T]):
     def _watched(self) -> _Watch:
         watch = self._watch
         if watch is None:
+            made = _Watch()
             with self._lock:
                 watch = self._watch
                 if watch is None:
-                    watch = self._watch = _Watch()
+                    watch = self._watch = made
         return watch
 
     # The standard library's methods and functions use these names.
@@ -328,7 +330,7 @@ class Future(concurrent.futures.Future[T]):
             return pending.rebuilt
 
 
-def begin(futures: Iterable[Future[Any]], lock: threading.Lock) -> list[Future[Any]]:
+def begin(futures: Iterable[Future[Any]], lock: threading.RLock) -> list[Future[Any]]:
     """Let futures run that share a lock, and that may run already; return those that were cancelled instead."""
     watched = []
     with lock:
@@ -341,7 +343,7 @@ def begin(futures: Iterable[Future[Any]], lock: threading.Lock) -> list[Future[A
 
 
 def settle(
-    futures: Iterable[Future[Any] | None], lock: threading.Lock, batch: ResultBatch, offset: int, worker: str
+    futures: Iterable[Future[Any] | None], lock: threading.RLock, batch: ResultBatch, offset: int, worker: str
 ) -> None:
     """Give running futures that share a lock the results of a batch, one after another from `offset` on.
 

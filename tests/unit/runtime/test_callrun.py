@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
+import linecache
+import sys
 from collections.abc import Callable
+from itertools import count
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -11,6 +16,7 @@ import pytest
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import ClusterBroken, ServerUnavailable, WorkerLost
+from gearmap.runtime import callrun
 from gearmap.runtime.callrun import MAX_BLOCK_BYTES, MAX_BLOCK_CALLS, CallRun
 from gearmap.runtime.chunkfuture import ChunkFuture
 from gearmap.runtime.futures import Future, ResultBatch
@@ -408,3 +414,82 @@ def test_a_run_without_tasks_and_one_that_is_over_finish_at_once() -> None:
         assert len(it.driver.callbacks.calls) == 2
         with pytest.raises(ClusterBroken):
             it.submit(1)
+
+
+# ---------------------------------------------------------------------------------------- interrupts, and the collector
+
+
+def is_interrupted(call: Callable[[], object], at: int) -> bool:
+    """Make a call with Ctrl-C at the `at`-th line of `callrun` that it comes to; return whether it came so far."""
+    lines = count()
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code.co_filename != callrun.__file__:
+            return None
+        # Python lets no signal in between a lock that is taken and the block that gives it back.
+        line = linecache.getline(callrun.__file__, frame.f_lineno)
+        if event == "line" and not line.lstrip().startswith("with ") and next(lines) == at:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("function", [ONE, OTHER], ids=["same function", "another"])
+@pytest.mark.parametrize("is_chunk", [False, True], ids=["call", "chunk"])
+@pytest.mark.parametrize("is_taken", [False, True], ids=["after others", "alone"])
+def test_an_interrupted_submit_neither_shifts_nor_stops_the_calls_after_it(
+    function: Any, is_chunk: bool, is_taken: bool
+) -> None:
+    for at in count():
+        it = Calls(seconds=1e-6)
+        it.submit(1)
+        if is_taken:
+            it.driver.work()
+            it.calls.feed(saturated=False)  # nothing is under way: nobody looks for more by himself
+
+        def submit(calls: CallRun = it.calls) -> object:
+            if is_chunk:
+                return calls.submit_chunk(function, dumps([["lost"]]), 1, HERE)
+            return calls.submit(function, b"lost", HERE)
+
+        interrupted = is_interrupted(submit, at)
+        later = {b"1": it.submit(1, function, b"1")[0], b"2": it.submit(1, ONE, b"2")[0]}
+        it.driver.work()
+
+        sent = {call: block.first + n for block, calls, _ in it.run.blocks for n, call in enumerate(calls)}
+        assert {call: future.number for call, future in later.items()} == {call: sent[call] for call in later}, at
+        if not interrupted:
+            break
+
+
+def test_garbage_that_cancels_futures_locks_nobody_out() -> None:
+    class Owner:
+        """As a generator whose `finally` does it, in a circle of references."""
+
+        def __init__(self, future: Future[Any]) -> None:
+            self.future, self.itself = future, self
+
+        def __del__(self) -> None:
+            self.future.cancel()
+
+    it = Calls()
+    thresholds = gc.get_threshold()
+    try:
+        for step in range(2000):
+            gc.set_threshold(2 + step % 37)
+            (future,) = it.submit(1, (b"%d" % (step % 7), [b"function"]))
+            Owner(future)
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.collect()
+
+    assert future.cancelled()

@@ -492,8 +492,8 @@ def test_printing_a_future_unpickles_nothing() -> None:
 # ------------------------------------------------------------------------------------- many futures that share a lock
 
 
-def several(count: int) -> tuple[list[Future[Any]], threading.Lock]:
-    lock = threading.Lock()
+def several(count: int) -> tuple[list[Future[Any]], threading.RLock]:
+    lock = threading.RLock()
     return [Future(index, None, lock) for index in range(count)], lock
 
 
