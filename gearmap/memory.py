@@ -48,8 +48,8 @@ class Areas:
     def __init__(self, kept_bytes: int) -> None:
         self._kept_bytes = kept_bytes
         self._idle: list[mmap.mmap] = []
-        # By the identity of the reference, which must itself be kept to be called.
-        self._lent: dict[int, tuple[weakref.ref[Any], mmap.mmap]] = {}
+        # By the identity of the reference, which must itself be kept to be called; last, how many refer to the owner.
+        self._lent: dict[int, tuple[weakref.ref[Any], mmap.mmap, Any]] = {}
 
     @property
     def idle_bytes(self) -> int:
@@ -66,7 +66,7 @@ class Areas:
         # Views of a mapping keep the mapping itself alive; what dies with the last of them has to stand in between.
         owner = (ctypes.c_char * len(area)).from_buffer(area)
         reference = weakref.ref(owner, self._give_back)
-        self._lent[id(reference)] = reference, area
+        self._lent[id(reference)] = reference, area, ctypes.c_ssize_t.from_address(id(owner))
         return memoryview(owner).cast("B")[:n_bytes]
 
     def _take(self, n_bytes: int) -> mmap.mmap | None:
@@ -81,8 +81,11 @@ class Areas:
         return None
 
     def _give_back(self, reference: weakref.ref[Any]) -> None:
-        _, area = self._lent.pop(id(reference))
-        if len(area) > self._kept_bytes:
+        _, area, count = self._lent.pop(id(reference))
+        # The garbage collector calls this before the finalizers of what it has found, which may still read the memory
+        # or keep it. Then somebody refers to the owner (an interpreter that counts in another way shows no zero either)
+        # and the area is left to go with it.
+        if count.value or len(area) > self._kept_bytes:
             return
         if _MADV_FREE is not None:
             _advise(area, _MADV_FREE)

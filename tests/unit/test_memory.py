@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
+from typing import Any
 
 import pytest
 
@@ -35,6 +37,28 @@ def test_memory_is_lent_again_after_the_last_view_of_it() -> None:
 
     assert areas.idle_bytes == 0
     assert len(again) == 3 * MIB + 17
+
+
+def test_memory_in_a_circle_of_references_is_not_lent_while_a_finalizer_may_read_it() -> None:
+    areas = Areas(kept_bytes=8 * MIB)
+    kept: list[memoryview] = []
+
+    class Holder:
+        def __init__(self, view: memoryview) -> None:
+            self.view, self.itself = view, self
+
+        def __del__(self) -> None:
+            kept.append(self.view)
+            other = areas.lend(MIB)
+            other[:4] = b"evil"
+
+    view: Any = areas.lend(MIB)
+    view[:4] = b"good"
+    holder = Holder(view)
+    del view, holder
+    gc.collect()
+
+    assert bytes(kept[0][:4]) == b"good"
 
 
 def test_two_buffers_in_use_are_two_memories() -> None:
