@@ -69,5 +69,5 @@ class CallbackThread:
     def _make(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception:
+        except BaseException:  # `sys.exit` too: the calls after this one are not its business
             logger.exception("a callback failed", extra={"action": "callback_failed"})
