@@ -108,7 +108,8 @@ def map(
     """Run `fn` over items on the cluster and return the results in order.
 
     For constant arguments use `functools.partial(fn, alpha=3)`. A task may run twice if a worker is lost: what it does
-    outside of its return value should bear that.
+    outside of its return value should bear that. Arguments are copies; items that are one object here may be one there
+    too, so a task should not change them.
 
     Parameters
     ----------

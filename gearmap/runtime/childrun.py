@@ -1,6 +1,7 @@
-"""What a child does with a job: open, unpickle, run task after task, commit outcomes.
+"""What a child does with a job: open, unpickle, run task after task.
 
-What must not live here: the process itself and its pipe's frames (`child`), and anything the node imports.
+What must not live here: the process itself and its pipe's frames (`child`), how outcomes are written (`committer`),
+what is done about what tasks leave behind (`upkeep`), and anything the node imports.
 
 Rule 1: what a task finished is committed to the pipe before the next task begins, unless tasks are tiny; what is in the
 pipe survives this process.
@@ -22,42 +23,23 @@ from time import perf_counter
 from typing import Any
 
 from gearmap.runtime import task
-from gearmap.runtime.child import (
-    COMMIT,
-    FINAL,
-    FRAME,
-    INITIALIZING,
-    LAST,
-    LOADING,
-    PACKING,
-    ChildSettings,
-    Job,
-    receive,
-)
+from gearmap.runtime.child import INITIALIZING, LOADING, ChildSettings, Job, receive
+from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.coroutines import awaited
+from gearmap.runtime.upkeep import Upkeep
 from gearmap.wire import envelope
 from gearmap.wire.jobheader import BlockHeader, BlockKind, HeaderMemo, JobHeader
-from gearmap.wire.outcome import (
-    NotRun,
-    NotRunReason,
-    Outcome,
-    describe_call,
-    describe_exception,
-    encode_outcome,
-    encode_results,
-)
-from gearmap.wire.seal import Sealer
+from gearmap.wire.outcome import describe_call
 from gearmap.wire.serializer import loads
 
 __all__ = ["Runner"]
 
-# Work that may be lost with the process although it was done. Raised: fewer, larger outcomes; lowered: less is rerun.
-COMMIT_SECONDS = 0.001
-
-# While a task takes less than TINY_SECONDS, the clock is read once for so many of them: reading it for each would cost
-# as much as the tasks.
+# While a task takes less than TINY_SECONDS, the clock is read once for a group of them: reading it for each would cost
+# as much as the tasks. A group is what makes GROUP_SECONDS of work. Raised: less is spent between groups; lowered:
+# fewer long tasks among tiny ones wait for the outcome of others.
 TINY_SECONDS = 0.00001
-TINY_GROUP = 64
+GROUP_SECONDS = 0.0002
+MAX_GROUP = 1024
 
 # Functions that a child keeps unpickled, so that what they cache in globals is computed once for a run.
 KEPT_FUNCTIONS = 16
@@ -75,6 +57,8 @@ class Runner:
         self._place: tuple[Any, ...] = ()
         self._tenant = ""
         self._retried: tuple[str, tuple[type[BaseException], ...]] = ("", ())
+        self._upkeep = Upkeep(pipe)
+        self._home = os.getcwd()
 
     def run(self, job: Job) -> None:
         """Run one job and commit its outcomes, the last marked final."""
@@ -86,35 +70,47 @@ class Runner:
         numbers = payloads.pop()[0]
         # With a time limit the index stays at a task: pickling its result is part of its time.
         index = self._index if header.task_timeout is None else None
-        committer = _Committer(self._pipe, job, prefix.session_id, index)
+        committer = Committer(self._pipe, job, prefix.session_id, index)
+        upkeep = self._upkeep
+        if not upkeep.is_fit:
+            committer.give_back()
+            return
         place = (job.number, header.cwd, header.sys_path)
         if place != self._place:
             self._move_to(place, job, header)
         if header.initializer and not self._initialize(header.tenant, payloads.pop(1), committer):
             return
         try:
-            fn = self._functions.get((header.run, header.function_digest))
+            function = (header.run, header.function_digest)
+            fn = self._functions.get(function)
             if fn is None:
-                fn = self._load(header, payloads[0])
+                fn = self._load(function, payloads[0])
             if header.retry_exceptions:
                 committer.retried = self._load_retried(header.run, payloads.pop(1))
         except BaseException as error:
             committer.cannot_load(error)
             return
+        upkeep.begin(function)
         blocks = header.blocks
         is_timed = header.task_timeout is not None
         task.begin_job(job.execution_id, job.worker, header, numbers, self._index)
         is_single = len(blocks) == 1 and blocks[0].size == 1 and blocks[0].kind is BlockKind.CALLS
         if is_single and not is_timed and blocks[0].run:
-            _run_single(fn, payloads[1], self._index, committer)
+            _run_single(fn, payloads[1], self._index, committer, upkeep)
         else:
             position = 0
             rest = iter(payloads[1:])
             for block in blocks:
                 taken = list(islice(rest, block.size if block.kind is BlockKind.CALLS else 1))
                 position = self._run_block(fn, block, taken, position, committer, is_timed)
+                if not upkeep.is_fit:
+                    break
         task.end_job()
+        if not upkeep.is_fit:
+            committer.give_back()
+            return
         committer.finish()
+        upkeep.end()
 
     def _open(self, job: Job, prefix: envelope.Prefix) -> tuple[bytes, memoryview]:
         if len(job.sealed) >= prefix.total_bytes:
@@ -126,13 +122,13 @@ class Runner:
         self._place = place
         for name, value in self._settings.environment:
             os.environ[name] = value.replace("{index}", str(job.number))
-        if header.cwd is not None and os.path.isdir(header.cwd):
-            os.chdir(header.cwd)
+        os.chdir(header.cwd if header.cwd is not None and os.path.isdir(header.cwd) else self._home)
         if header.sys_path is not None:
             known = set(sys.path)
             sys.path.extend(path for path in header.sys_path if path not in known)
+        self._upkeep.accept()
 
-    def _initialize(self, tenant: str, payload: Any, committer: _Committer) -> bool:
+    def _initialize(self, tenant: str, payload: Any, committer: Committer) -> bool:
         """Run a tenant's initializer, once; return whether tasks may follow."""
         if self._tenant == tenant:
             return True
@@ -149,13 +145,15 @@ class Runner:
             return False
         self._index[0] = LOADING
         self._tenant = tenant
+        self._upkeep.accept()
         return True
 
-    def _load(self, header: JobHeader, payload: Any) -> Callable[..., Any]:
+    def _load(self, function: tuple[str, str], payload: Any) -> Callable[..., Any]:
         """Unpickle the job's function, once for a run."""
-        fn = self._functions[header.run, header.function_digest] = awaited(loads(payload))
+        fn = self._functions[function] = awaited(loads(payload))
         if len(self._functions) > KEPT_FUNCTIONS:
-            self._functions.popitem(last=False)
+            self._upkeep.forget(self._functions.popitem(last=False)[0])
+        self._upkeep.loaded(function)
         return fn
 
     def _load_retried(self, run: str, payload: Any) -> tuple[type[BaseException], ...]:
@@ -170,7 +168,7 @@ class Runner:
         block: BlockHeader,
         payloads: list[Any],
         position: int,
-        committer: _Committer,
+        committer: Committer,
         is_timed: bool,
     ) -> int:
         """Run the block's tasks; return the position after them."""
@@ -185,7 +183,9 @@ class Runner:
             return stop
         if is_timed:
             calls = task.timed(calls)
-        _run_tasks(call, calls, position, stop, self._index, committer, lambda item: _shown(fn, arguments, item))
+        _run_tasks(
+            call, calls, position, stop, self._index, committer, self._upkeep, lambda item: _shown(fn, arguments, item)
+        )
         return stop
 
 
@@ -235,7 +235,7 @@ def _selected(values: Iterator[Any], block: BlockHeader) -> Iterator[Any]:
     return (row for low, high in block.run for row in rows[low:high])
 
 
-def _run_single(fn: Callable[..., Any], payload: Any, index: memoryview, committer: _Committer) -> None:
+def _run_single(fn: Callable[..., Any], payload: Any, index: memoryview, committer: Committer, upkeep: Upkeep) -> None:
     """Run the one call of a job."""
     began = perf_counter()
     try:
@@ -243,8 +243,11 @@ def _run_single(fn: Callable[..., Any], payload: Any, index: memoryview, committ
         index[0] = 0
         result = fn(*args, **kwargs)
     except BaseException as error:
+        upkeep.collect(0, committer, error)
         committer.failed(0, error, _shown(fn, loads, payload))
         return
+    if upkeep.marks:
+        upkeep.collect(0, committer)
     committer.hold(0, [result], perf_counter() - began)
 
 
@@ -254,14 +257,19 @@ def _run_tasks(
     position: int,
     stop: int,
     index: memoryview,
-    committer: _Committer,
+    committer: Committer,
+    upkeep: Upkeep,
     shown: Callable[[Any], str],
 ) -> None:
-    """The hot loop. Everything that is not needed for each task happens once a group."""
+    """The hot loop. Everything that is not needed for each task happens once a group.
+
+    It ends early if the process is not fit for further tasks.
+    """
     group = 1
     item: Any = None
     results: list[Any] = []
     first = position
+    marks = upkeep.marks
     began = perf_counter()
     while position < stop:
         at = position
@@ -270,132 +278,35 @@ def _run_tasks(
                 index[0] = position
                 results.append(call(item))
                 position += 1
+                if marks:
+                    break
         except BaseException as error:
             committer.commit(first, results, perf_counter() - began)
+            upkeep.collect(position, committer, error)
             committer.failed(position, error, shown(item))
             position += 1
             results, first, began = [], position, perf_counter()
-            continue
+            if upkeep.restore():
+                continue
+            return
         if position == at:
             raise RuntimeError(f"the job announced {stop} tasks, its arguments hold {position}")
+        if marks and not upkeep.between(position - 1, committer):
+            break
         elapsed = perf_counter() - began
-        if elapsed >= COMMIT_SECONDS and position < stop:
+        if position < stop and (elapsed >= COMMIT_SECONDS or committer.holds_much):
             committer.commit(first, results, elapsed)
-            group = TINY_GROUP if elapsed < TINY_SECONDS * (position - first) else 1
+            group = _group(elapsed, position - first)
             results, first, began = [], position, perf_counter()
-        elif elapsed < TINY_SECONDS * (position - first):
-            group = TINY_GROUP
+            if not upkeep.worked(elapsed, is_tiny=group > 1):
+                return
+        elif group == 1:
+            group = _group(elapsed, position - first)
     committer.hold(first, results, perf_counter() - began)
 
 
-class _Committer:
-    """Seals outcomes and writes them to the pipe, in order.
-
-    Attributes
-    ----------
-    retried
-        The classes of exceptions after which a task may be tried again.
-    """
-
-    retried: tuple[type[BaseException], ...] = (Exception,)
-
-    def __init__(self, pipe: socket.socket, job: Job, session_id: bytes, index: memoryview | None) -> None:
-        self._pipe = pipe
-        self._index = index
-        self._job = job
-        self._session_id = session_id
-        self._sealer = Sealer(job.outcome_key)
-        self._sequence = 0
-        self._held: list[tuple[int, list[Any]]] = []
-        self._held_failures: list[Any] = []
-        self._for_good: tuple[int, ...] = ()
-        self._elapsed = 0.0
-
-    def starts(self) -> None:
-        """A block begins: what is held of the one before goes out if it took long."""
-        if self._elapsed >= COMMIT_SECONDS:
-            self._send(final=False)
-
-    def commit(self, first: int, results: list[Any], elapsed: float) -> None:
-        """Write finished results to the pipe."""
-        self.hold(first, results, elapsed)
-        if self._held:
-            self._send(final=False)
-
-    def hold(self, first: int, results: list[Any], elapsed: float) -> None:
-        """Keep results for the next outcome."""
-        if results:
-            if self._held and self._held[-1][0] + len(self._held[-1][1]) == first:
-                self._held[-1][1].extend(results)
-            else:
-                self._held.append((first, results))
-            self._elapsed += elapsed
-
-    def failed(self, position: int, error: BaseException, call: str = "") -> None:
-        """Write that a task raised."""
-        self._held_failures.append(describe_exception(error, position, call=call))
-        # As an except clause matches, which asks no class for its opinion.
-        if not any(cls in self.retried for cls in type(error).__mro__):
-            self._for_good = (position,)
-        self._send(final=False)
-
-    def cannot_load(self, error: BaseException) -> None:
-        """Write that the function does not unpickle here; final."""
-        failure = describe_exception(error, 0)
-        self._held_failures.append(failure)
-        detail = f"{failure.type_name}: {failure.message}"
-        self._send(final=True, not_run=NotRun(reason=NotRunReason.CANNOT_LOAD, detail=detail))
-
-    def initializer_failed(self, error: BaseException) -> None:
-        """Write that a tenant's initializer raised; final, and the last that this process should be asked for."""
-        failure = describe_exception(error, 0)
-        self._held_failures.append(failure)
-        detail = f"{failure.type_name}: {failure.message}"
-        self._send(final=True, not_run=NotRun(reason=NotRunReason.INITIALIZER_FAILED, detail=detail), last=True)
-
-    def finish(self) -> None:
-        """Write what is left; final."""
-        self._send(final=True)
-
-    def _send(self, *, final: bool, not_run: NotRun | None = None, last: bool = False) -> None:
-        job = self._job
-        if self._index is not None and self._held and (len(self._held) > 1 or len(self._held[0][1]) > 1):
-            self._index[0] = PACKING  # if one of these results is the end of this process, nobody knows which
-        header, body = self._encoded(final, not_run)
-        message = envelope.seal_now(
-            kind=envelope.Kind.OUTCOME,
-            key=self._sealer,
-            session_id=self._session_id,
-            execution_id=job.execution_id,
-            sequence=self._sequence,
-            expiry=job.expiry,
-            context=job.context,
-            header=header,
-            body=body,
-        )
-        head = FRAME.pack(LAST if last else FINAL if final else COMMIT, len(message))
-        if isinstance(message, bytes):
-            self._pipe.sendall(head + message)
-        else:
-            self._pipe.sendall(head)
-            message.write_to(self._pipe.sendall)
-        self._sequence += 1
-        self._held, self._held_failures, self._for_good, self._elapsed = [], [], (), 0.0
-
-    def _encoded(self, final: bool, not_run: NotRun | None) -> tuple[bytes, list[Any]]:
-        held = self._held
-        if len(held) == 1 and not self._held_failures and not_run is None:
-            first, results = held[0]
-            encoded = encode_results(first, results, elapsed=self._elapsed, final=final, worker=self._job.worker)
-            if encoded is not None:
-                return encoded
-        outcome = Outcome(
-            failures=tuple(self._held_failures),
-            for_good=self._for_good,
-            not_run=not_run,
-            elapsed=self._elapsed,
-            count=sum(len(results) for _, results in held),
-            final=final,
-            worker=self._job.worker,
-        )
-        return encode_outcome(outcome, held)
+def _group(elapsed: float, n_tasks: int) -> int:
+    """Return for how many tasks the clock is read once, after some took so long."""
+    if elapsed >= TINY_SECONDS * n_tasks:
+        return 1
+    return min(MAX_GROUP, int(GROUP_SECONDS * n_tasks / max(elapsed, 1e-9)))

@@ -16,18 +16,22 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from gearmap.errors import SerializationError
 from gearmap.runtime.givenup import GivenUp
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
+from gearmap.wire.printed import NO_OUTPUT, Output
 from gearmap.wire.serializer import loads
 
 __all__ = ["Future", "FutureOwner", "PendingFailure", "ResultBatch", "begin", "settle"]
 
 T = TypeVar("T")
+
+_NOTHING_PRINTED: Mapping[int, Output] = MappingProxyType({})
 
 # While a future is awaited the loop wakes this often, so that an interrupt is not held back until the result comes.
 AWAIT_HEARTBEAT = 0.05
@@ -42,13 +46,16 @@ class ResultBatch:
         How long one of the tasks took, on average; None if that is not known.
     attempts
         Which attempt of each of the tasks it was.
+    outputs
+        What tasks printed, by their offset.
     """
 
-    __slots__ = ("_error", "_lock", "_payload", "_values", "attempts", "seconds")
+    __slots__ = ("_error", "_lock", "_payload", "_values", "attempts", "outputs", "seconds")
 
     def __init__(self, payload: Any, seconds: float | None = None) -> None:
         self.seconds = seconds
         self.attempts = 1
+        self.outputs: Mapping[int, Output] = _NOTHING_PRINTED
         self._payload = payload
         self._values: list[Any] | None = None
         self._error: SerializationError | None = None
@@ -148,6 +155,7 @@ class Future(concurrent.futures.Future[T]):
     __slots__ = (
         "_lock",
         "_offset",
+        "_output",
         "_owner",
         "_result",
         "_seconds",
@@ -233,6 +241,28 @@ class Future(concurrent.futures.Future[T]):
             return result.seconds
         return getattr(self, "_seconds", None)  # set when the result was taken from its batch
 
+    @property
+    def stdout(self) -> str:
+        """What the task wrote to `sys.stdout`, once it is settled; of much, the beginning and the end.
+
+        It is that of the attempt that gave the result or failed for good. Of a worker that was lost nothing is known.
+        """
+        return self._printed().stdout
+
+    @property
+    def stderr(self) -> str:
+        """What the task wrote to `sys.stderr`; like `stdout`."""
+        return self._printed().stderr
+
+    def _printed(self) -> Output:
+        result = self._result
+        if type(result) is ResultBatch:
+            return result.outputs.get(self._offset, NO_OUTPUT)
+        error = self._exception
+        if isinstance(error, PendingFailure):
+            return error.failure.output if isinstance(error.failure, TaskFailure) else NO_OUTPUT
+        return getattr(self, "_output", NO_OUTPUT)  # set when the result was taken from its batch
+
     def cancelled(self) -> bool:
         """Whether the task was cancelled."""
         return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
@@ -282,6 +312,8 @@ class Future(concurrent.futures.Future[T]):
         if self._result is not batch:
             return self._result
         self._seconds = batch.seconds
+        if batch.outputs:
+            self._output = batch.outputs.get(self._offset, NO_OUTPUT)
         self._result = result
         values[self._offset] = None
         return result

@@ -7,6 +7,7 @@ Whatever is missing, doubled, out of order or does not open is a WireError; noth
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 from gearmap.core import events as ev
@@ -14,6 +15,7 @@ from gearmap.errors import EnvelopeError
 from gearmap.runtime.futures import ResultBatch
 from gearmap.wire import envelope, seal
 from gearmap.wire.outcome import DecodedOutcome, NotRunReason, decode_outcome, decode_results
+from gearmap.wire.printed import NO_OUTPUT, by_position
 
 __all__ = ["OutcomeReader"]
 
@@ -187,6 +189,9 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
     report = None
     failures = outcome.failures
     for_good = frozenset(outcome.for_good)
+    outputs = by_position(outcome.printed)
+    if outputs:
+        failures = tuple(replace(each, output=outputs.get(each.position, NO_OUTPUT)) for each in failures)
     if not_run is not None:
         failure = None
         if not_run.reason in _OF_NO_TASK and failures:
@@ -209,4 +214,10 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
         final=outcome.final,
     )
     seconds = outcome.elapsed / outcome.count if outcome.count else None
-    return event, [ResultBatch(payload, seconds) for _, _, payload in decoded.results]
+    batches = []
+    for start, stop, payload in decoded.results:
+        batch = ResultBatch(payload, seconds)
+        if outputs:
+            batch.outputs = {at - start: output for at, output in outputs.items() if start <= at < stop}
+        batches.append(batch)
+    return event, batches

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from gearmap.errors import RemoteError, RemoteTraceback
 from gearmap.wire.framing import Payload
+from gearmap.wire.printed import NO_OUTPUT, Output
 from gearmap.wire.serializer import loads, try_dumps
 
 __all__ = ["TaskFailure", "describe_call", "describe_exception", "rebuild_exception"]
@@ -60,6 +61,8 @@ class TaskFailure:
         The call that raised, with short representations of its arguments; empty if it is not known.
     exception
         The pickled exception, or None if it does not pickle.
+    output
+        What the task printed until then.
     """
 
     position: int
@@ -68,6 +71,7 @@ class TaskFailure:
     traceback: str
     call: str = ""
     exception: Payload | None = field(default=None, repr=False)
+    output: Output = field(default=NO_OUTPUT, repr=False)
 
 
 def describe_exception(error: BaseException, position: int, *, call: str = "") -> TaskFailure:

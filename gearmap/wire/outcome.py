@@ -7,8 +7,9 @@ says no more than "these results" (nearly all do) has a fixed layout instead, a 
 Rule 2: encoding results never fails because of a result: one that does not pickle becomes that task's failure.
 Rule 3: decoding is total. Bytes give values or `EnvelopeError`; results and exceptions stay pickled.
 
-The body is `frame([run of results, ..., exception, ...])`: a payload for each range in `Outcome.done`, then one for
-each failure whose exception pickled. It is absent if there are neither.
+The body is `frame([run of results, ..., exception, ..., text, ...])`: a payload for each range in `Outcome.done`, then
+one for each failure whose exception pickled, then one for each text in `Outcome.printed`. It is absent if there are
+none of them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from gearmap.wire.jsonvalues import (
     read_ranges,
     read_str,
 )
+from gearmap.wire.printed import Printed, payload_of, read_rows, rows_of, with_texts
 from gearmap.wire.serializer import explain_unpicklable, try_dumps
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "NotRun",
     "NotRunReason",
     "Outcome",
+    "Printed",
     "TaskFailure",
     "decode_outcome",
     "decode_results",
@@ -71,6 +74,7 @@ class NotRunReason(Enum):
     # The initializer raised: what it raised is the outcome's only failure. Without one, its process died of it.
     INITIALIZER_FAILED = "initializer_failed"
     TIMED_OUT = "timed_out"  # a task ran too long, and the process that ran it was ended
+    UNFIT = "unfit"  # a task left the process in a state that cannot be mended
 
 
 # A header of fixed layout: mark, final, first and last position, seconds, tasks; the worker's name follows. JSON starts
@@ -113,6 +117,8 @@ class Outcome:
         Tasks that raised.
     for_good
         Those of them that need not be tried again.
+    printed
+        What tasks wrote to their standard streams; the texts are in the body.
     not_run
         Tasks that were given back, or None.
     elapsed
@@ -132,6 +138,7 @@ class Outcome:
     done: Ranges = ()
     failures: tuple[TaskFailure, ...] = ()
     for_good: tuple[int, ...] = ()
+    printed: tuple[Printed, ...] = ()
     not_run: NotRun | None = None
     elapsed: float = 0.0
     count: int = 0
@@ -148,7 +155,7 @@ class DecodedOutcome:
     Attributes
     ----------
     outcome
-        With the exceptions of its failures where the body has them.
+        With the exceptions of its failures where the body has them, and the texts that were printed.
     results
         First position, end position and payload (a pickled list) for each range in `outcome.done`.
     """
@@ -185,7 +192,7 @@ def encode_outcome(outcome: Outcome, results: Sequence[tuple[int, Sequence[Any]]
     for_good = (*outcome.for_good, *(failure.position for failure in bad))
     outcome = replace(outcome, done=done, failures=(*outcome.failures, *bad), for_good=for_good)
     exceptions = [failure.exception for failure in outcome.failures if failure.exception is not None]
-    payloads = [*(payload for _, _, payload in runs), *exceptions]
+    payloads = [*(payload for _, _, payload in runs), *exceptions, *map(payload_of, outcome.printed)]
     return encode_object(_to_json(outcome)), frame(payloads) if payloads else []
 
 
@@ -271,8 +278,11 @@ def decode_outcome(header: Buffer, body: Buffer | None = None) -> DecodedOutcome
     if body is None:
         return DecodedOutcome(outcome=outcome)
     payloads = unframe(body) if len(body) else []
-    if len(payloads) != len(outcome.done) + sum(pickled):
-        raise EnvelopeError(f"{len(payloads)} payloads for {len(outcome.done)} results and {sum(pickled)} exceptions")
+    if len(payloads) != len(outcome.done) + sum(pickled) + len(outcome.printed):
+        raise EnvelopeError(
+            f"{len(payloads)} payloads for {len(outcome.done)} results, {sum(pickled)} exceptions and "
+            f"{len(outcome.printed)} texts"
+        )
     if not all(payloads):
         raise EnvelopeError("a payload without buffers")
     rest: Iterator[Payload] = iter(payloads)
@@ -281,7 +291,8 @@ def decode_outcome(header: Buffer, body: Buffer | None = None) -> DecodedOutcome
         replace(failure, exception=next(rest)) if has_exception else failure
         for failure, has_exception in zip(outcome.failures, pickled, strict=True)
     )
-    return DecodedOutcome(outcome=replace(outcome, failures=failures), results=results)
+    printed = with_texts(outcome.printed, rest)
+    return DecodedOutcome(outcome=replace(outcome, failures=failures, printed=printed), results=results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +344,8 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
         ]
     if outcome.for_good:
         values["for_good"] = outcome.for_good
+    if outcome.printed:
+        values["printed"] = rows_of(outcome.printed)
     if outcome.not_run is not None:
         not_run = outcome.not_run
         values["not_run"] = {"reason": not_run.reason.value, "detail": not_run.detail}
@@ -357,6 +370,7 @@ def _from_json(values: dict[str, Any]) -> tuple[Outcome, list[bool]]:
         done=read_ranges(read_list(values, "done"), "done"),
         failures=failures,
         for_good=tuple(as_int(position, "for_good") for position in read_list(values, "for_good")),
+        printed=read_rows(read_list(values, "printed")),
         not_run=_read_not_run(values["not_run"]) if "not_run" in values else None,
         elapsed=read_number(values, "elapsed"),
         count=read_int(values, "count"),

@@ -211,8 +211,8 @@ def test_a_child_that_gearmap_itself_breaks_says_so_and_does_not_end_well(person
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 2)
         sys.stderr = None
 
-    person.give(point_stderr_to, [str(tmp_path / "stderr")])
-    assert person.results() == [None]
+    person.give(abs, [-1], tenant="t", initializer=(point_stderr_to, (str(tmp_path / "stderr"),)))
+    assert person.results() == [1]
 
     person.child.send_job(encode_job(EXECUTION, JOB_KEY, OUTCOME_KEY, CONTEXT, "w/0", 0, 2**40, 300), b"x" * 300)
 

@@ -8,6 +8,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from gearmap.errors import RemoteTraceback, SerializationError
 from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, begin, settle
 from gearmap.wire.outcome import describe_exception
+from gearmap.wire.printed import Output
 from gearmap.wire.serializer import dumps
 
 Make = Callable[[], concurrent.futures.Future[Any]]
@@ -678,3 +680,27 @@ def test_a_result_lives_no_longer_than_its_own_future() -> None:
 def test_a_future_knows_its_task() -> None:
     future: Future[Any] = Future(7)
     assert (future.task_index, future.attempts, future.worker) == (7, 0, None)
+
+
+def test_what_a_task_printed_is_there_before_and_after_its_result_is_taken() -> None:
+    lock = threading.Lock()
+    futures: list[Future[Any]] = [Future(at, lock=lock) for at in range(2)]
+    assert [future.stdout for future in futures] == ["", ""]
+    assert begin(futures, lock) == []
+    printed = batch("a", "b")
+    printed.outputs = {1: Output("text", "error")}
+    settle(futures, lock, printed, 0, "w")
+    for _ in range(2):
+        assert [(future.stdout, future.stderr) for future in futures] == [("", ""), ("text", "error")]
+        assert [future.result() for future in futures] == ["a", "b"]
+
+
+def test_what_a_task_printed_before_it_failed_is_there() -> None:
+    raised = failure(ValueError("no"))
+    raised.failure = replace(raised.failure, output=Output("so far"))  # type: ignore[type-var]
+    future: Future[Any] = Future(0)
+    future.set_running_or_notify_cancel()
+    future.set_exception(raised)
+    for _ in range(2):
+        assert future.stdout == "so far"
+        assert isinstance(future.exception(), ValueError)

@@ -10,7 +10,8 @@ from gearmap.core import events as ev
 from gearmap.errors import WireError
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.wire import envelope, seal
-from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, describe_exception, encode_outcome
+from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, Printed, describe_exception, encode_outcome
+from gearmap.wire.printed import Output
 
 SESSION_ID = b"s" * 16
 SESSION_KEY = b"k" * 32
@@ -121,3 +122,14 @@ def test_a_row_with_a_gap_is_refused_whole() -> None:
     first, _, third = child.says(0, (1,)), child.says(1, (2,)), child.says(2, (3,))
     with pytest.raises(WireError, match="1 was next"):
         read(first + third)
+
+
+def test_what_tasks_printed_stands_with_their_results_and_failures() -> None:
+    printed = (Printed(4, "stdout", "four"), Printed(4, "stderr", "4"), Printed(5, "stdout", "five"))
+    failure = describe_exception(ValueError("no"), 5)
+    data = Writer().says(3, (3, 4), failures=(failure,), printed=printed)
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    ((event, (batch,)),) = reader.read(ATTEMPT, data)
+    assert isinstance(event, ev.OutcomeArrived)
+    assert batch.outputs == {1: Output("four", "4")}
+    assert [failed.failure.output for failed in event.failed] == [Output("five")]  # type: ignore[attr-defined]

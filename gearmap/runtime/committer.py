@@ -1,0 +1,164 @@
+"""What a child says of a job: outcomes, sealed and written to the pipe in order.
+
+What must not live here: when something is said (`childrun`), and how an outcome is encoded (`wire.outcome`).
+
+Law of the file: what was written survives this process. Each outcome is whole: results, failures and what their tasks
+printed are in the same one.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from gearmap.runtime.child import COMMIT, FINAL, FRAME, LAST, PACKING, Job
+from gearmap.wire import envelope
+from gearmap.wire.outcome import (
+    NotRun,
+    NotRunReason,
+    Outcome,
+    Printed,
+    describe_exception,
+    encode_outcome,
+    encode_results,
+)
+from gearmap.wire.seal import Sealer
+
+__all__ = ["COMMIT_SECONDS", "Committer"]
+
+# Work that may be lost with the process although it was done. Raised: fewer, larger outcomes; lowered: less is rerun.
+COMMIT_SECONDS = 0.001
+
+# What tasks printed, held back for an outcome. Raised: fewer outcomes of tasks that print much; lowered: less memory.
+_HELD_CHARS = 262144
+
+
+class Committer:
+    """Seals outcomes and writes them to the pipe, in order.
+
+    Attributes
+    ----------
+    retried
+        The classes of exceptions after which a task may be tried again.
+    """
+
+    retried: tuple[type[BaseException], ...] = (Exception,)
+
+    def __init__(self, pipe: socket.socket, job: Job, session_id: bytes, index: memoryview | None) -> None:
+        self._pipe = pipe
+        self._index = index
+        self._job = job
+        self._session_id = session_id
+        self._sealer = Sealer(job.outcome_key)
+        self._sequence = 0
+        self._held: list[tuple[int, list[Any]]] = []
+        self._held_failures: list[Any] = []
+        self._for_good: tuple[int, ...] = ()
+        self._printed: list[Printed] = []
+        self._elapsed = 0.0
+
+    def starts(self) -> None:
+        """A block begins: what is held of the one before goes out if it took long."""
+        if self._elapsed >= COMMIT_SECONDS:
+            self._send(final=False)
+
+    def commit(self, first: int, results: list[Any], elapsed: float) -> None:
+        """Write finished results to the pipe."""
+        self.hold(first, results, elapsed)
+        if self._held:
+            self._send(final=False)
+
+    def hold(self, first: int, results: list[Any], elapsed: float) -> None:
+        """Keep results for the next outcome."""
+        if results:
+            if self._held and self._held[-1][0] + len(self._held[-1][1]) == first:
+                self._held[-1][1].extend(results)
+            else:
+                self._held.append((first, results))
+            self._elapsed += elapsed
+
+    def printed(self, texts: list[Printed]) -> None:
+        """Keep what a task printed for the outcome that its result or failure is in."""
+        self._printed += texts
+
+    @property
+    def holds_much(self) -> bool:
+        """Whether so much was printed that it should not be held any longer."""
+        return bool(self._printed) and sum(len(each.text) for each in self._printed) >= _HELD_CHARS
+
+    def failed(self, position: int, error: BaseException, call: str = "") -> None:
+        """Write that a task raised."""
+        self._held_failures.append(describe_exception(error, position, call=call))
+        # As an except clause matches, which asks no class for its opinion.
+        if not any(cls in self.retried for cls in type(error).__mro__):
+            self._for_good = (position,)
+        self._send(final=False)
+
+    def cannot_load(self, error: BaseException) -> None:
+        """Write that the function does not unpickle here; final."""
+        failure = describe_exception(error, 0)
+        self._held_failures.append(failure)
+        detail = f"{failure.type_name}: {failure.message}"
+        self._send(final=True, not_run=NotRun(reason=NotRunReason.CANNOT_LOAD, detail=detail))
+
+    def initializer_failed(self, error: BaseException) -> None:
+        """Write that a tenant's initializer raised; final, and the last that this process should be asked for."""
+        failure = describe_exception(error, 0)
+        self._held_failures.append(failure)
+        detail = f"{failure.type_name}: {failure.message}"
+        self._send(final=True, not_run=NotRun(reason=NotRunReason.INITIALIZER_FAILED, detail=detail), last=True)
+
+    def give_back(self) -> None:
+        """Write what is left, and that this process runs no more tasks; final, and the last it should be asked for."""
+        detail = "a task before left its process in a state that cannot be mended"
+        self._send(final=True, not_run=NotRun(reason=NotRunReason.UNFIT, detail=detail), last=True)
+
+    def finish(self) -> None:
+        """Write what is left; final."""
+        self._send(final=True)
+
+    def _send(self, *, final: bool, not_run: NotRun | None = None, last: bool = False) -> None:
+        job = self._job
+        if self._index is not None and self._held and (len(self._held) > 1 or len(self._held[0][1]) > 1):
+            self._index[0] = PACKING  # if one of these results is the end of this process, nobody knows which
+        header, body = self._encoded(final, not_run)
+        message = envelope.seal_now(
+            kind=envelope.Kind.OUTCOME,
+            key=self._sealer,
+            session_id=self._session_id,
+            execution_id=job.execution_id,
+            sequence=self._sequence,
+            expiry=job.expiry,
+            context=job.context,
+            header=header,
+            body=body,
+        )
+        head = FRAME.pack(LAST if last else FINAL if final else COMMIT, len(message))
+        if isinstance(message, bytes):
+            self._pipe.sendall(head + message)
+        else:
+            self._pipe.sendall(head)
+            message.write_to(self._pipe.sendall)
+        self._sequence += 1
+        self._held, self._held_failures, self._for_good, self._elapsed = [], [], (), 0.0
+        if self._printed:
+            self._printed = []
+
+    def _encoded(self, final: bool, not_run: NotRun | None) -> tuple[bytes, list[Any]]:
+        held = self._held
+        if len(held) == 1 and not self._held_failures and not self._printed and not_run is None:
+            first, results = held[0]
+            encoded = encode_results(first, results, elapsed=self._elapsed, final=final, worker=self._job.worker)
+            if encoded is not None:
+                return encoded
+        outcome = Outcome(
+            failures=tuple(self._held_failures),
+            for_good=self._for_good,
+            printed=tuple(self._printed),
+            not_run=not_run,
+            elapsed=self._elapsed,
+            count=sum(len(results) for _, results in held),
+            final=final,
+            worker=self._job.worker,
+        )
+        return encode_outcome(outcome, held)

@@ -1,0 +1,171 @@
+"""Between the tasks of a child: what the last one printed is collected, what it changed is put back.
+
+What must not live here: what is put back, and how (`childstate`).
+
+Rule 1: tiny tasks pay for one truth test. Whatever is to be done after a task leaves a mark in one list; only then, and
+after each millisecond of work, anything here is called. What is looked at then costs a dozen microseconds.
+Rule 2: what a task left comes after its outcome: that is in the pipe before the process is looked at closely, and a
+process that cannot be mended runs no further task.
+Rule 3: a forked copy of the process never speaks for it. It has no pipe, and where it comes back from a task it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import sys
+import traceback
+from collections.abc import Hashable
+from time import perf_counter
+
+from gearmap.runtime.childstate import Surroundings
+from gearmap.runtime.committer import COMMIT_SECONDS, Committer
+from gearmap.runtime.forking import watch_forks
+from gearmap.runtime.taskoutput import OUTPUT
+from gearmap.wire.outcome import Printed
+
+__all__ = ["Upkeep"]
+
+# For so many seconds of tiny tasks the process is not looked at. Raised: they cost less; lowered: fewer of them may see
+# what one of them left.
+TINY_SECONDS_UNSEEN = 0.01
+
+# Marks, beside those of `childstate` and `taskoutput`.
+_CLOSELY = "closely"  # the function's tasks are looked at one by one
+_FORKED = "forked"  # this is a forked copy
+
+
+class Upkeep:
+    """Cares for the process between its tasks.
+
+    Attributes
+    ----------
+    marks
+        Not empty if something must be done before the next task.
+    is_fit
+        Whether the process may run further tasks.
+    """
+
+    def __init__(self, pipe: socket.socket) -> None:
+        self.marks: list[str] = []
+        self.is_fit = True
+        self._pipe = pipe
+        self._surroundings = Surroundings(self.marks)
+        self._new: set[Hashable] = set()  # functions of which no task was looked at
+        self._untidy: set[Hashable] = set()  # functions of which one had left something
+        self._function: Hashable = None
+        self._unseen = 0.0  # seconds of work since the process was looked at
+        self._began = 0.0
+        self._n_modules = 0
+        os.set_inheritable(pipe.fileno(), False)  # a program that a task starts must not hold the node's end open
+        _draw_own_numbers()
+        self._surroundings.take_over()
+        watch_forks(self)
+
+    # ----------------------------------------------------------------------------------------------- before the tasks
+
+    def accept(self) -> None:
+        """What was done to the process is there for all tasks from now on."""
+        self._surroundings.snapshot()
+        self.marks[:] = [mark for mark in self.marks if mark in (OUTPUT, _CLOSELY, _FORKED)]
+        self._n_modules = len(sys.modules)
+
+    def loaded(self, function: Hashable) -> None:
+        """A function was unpickled: its first task is looked at closely. What its imports did is there for all."""
+        self._new.add(function)
+        if self.marks or len(sys.modules) != self._n_modules:
+            self.accept()
+
+    def forget(self, function: Hashable) -> None:
+        """A function is kept no longer."""
+        self._new.discard(function)
+        self._untidy.discard(function)
+
+    def begin(self, function: Hashable) -> None:
+        """A job begins, with tasks of a function."""
+        if function != self._function:
+            if self._unseen:
+                self.restore()
+                self.marks.clear()
+            self._function = function
+        if function in self._new or function in self._untidy:
+            self.marks.append(_CLOSELY)
+        self._began = perf_counter()
+
+    # -------------------------------------------------------------------------------------------------- after a task
+
+    def collect(self, position: int, committer: Committer, error: BaseException | None = None) -> None:
+        """Hand what a task printed to the committer. In a forked copy, which fell out of the task: end it."""
+        marks = self.marks
+        if _FORKED in marks:
+            _leave(error)
+        if OUTPUT in marks:
+            marks[:] = [mark for mark in marks if mark != OUTPUT]
+            streams = self._surroundings.streams
+            texts = [Printed(position, stream.stream, stream.take()) for stream in streams]
+            committer.printed([each for each in texts if each.text])
+
+    def between(self, position: int, committer: Committer) -> bool:
+        """Do what the marks ask for after a task; return whether the process is fit for the next."""
+        self.collect(position, committer)
+        if _CLOSELY in self.marks:
+            return self.restore()
+        self._surroundings.restore_marked()
+        self.marks.clear()
+        return True
+
+    def worked(self, elapsed: float, *, is_tiny: bool) -> bool:
+        """Tasks took so many seconds, at least a millisecond; return whether the process is fit for another."""
+        self._unseen += elapsed
+        # Of tiny tasks a row is hardly longer than the millisecond; one that is has a long task in it.
+        if is_tiny and elapsed < 2 * COMMIT_SECONDS and self._unseen < TINY_SECONDS_UNSEEN:
+            return True
+        return self.restore()
+
+    def restore(self) -> bool:
+        """Look closely, and put back what is not as it was; return whether the process is fit for another task."""
+        self._began = perf_counter()
+        self._unseen = 0.0
+        is_untidy, is_whole = self._surroundings.restore()
+        self.marks.clear()
+        if is_untidy:
+            self._untidy.add(self._function)
+        if self._function in self._untidy:
+            self.marks.append(_CLOSELY)
+        else:
+            self._new.discard(self._function)
+        self.is_fit = self.is_fit and is_whole
+        return self.is_fit
+
+    def end(self) -> None:
+        """A job has ended, and its last outcome was written."""
+        self._unseen += perf_counter() - self._began
+        if self._unseen >= COMMIT_SECONDS or self.marks:
+            self.restore()
+            self.marks.clear()
+            for stream in self._surroundings.streams:
+                stream.take()  # what threads wrote since
+
+    def _after_fork_in_child(self) -> None:
+        self._pipe.close()
+        self._surroundings.forked()
+        self.marks.append(_FORKED)
+
+
+def _draw_own_numbers() -> None:
+    """Give this process random numbers of its own: what forked it may have loaded numpy, whose state was copied."""
+    random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+def _leave(error: BaseException | None) -> None:
+    """End a forked copy of the process as a program would end."""
+    code = 0 if error is None else 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        traceback.print_exception(error)
+    os._exit(code)
