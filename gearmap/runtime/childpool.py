@@ -43,7 +43,7 @@ class ChildPool:
         self._meter = MemoryMeter()
 
     def start(self, number: int) -> None:
-        """Start a child under a number."""
+        """Start a child under a number; raises like `Child.start`."""
         child = Child(number, self._context, self._settings)
         child.start()
         self._children[number] = child

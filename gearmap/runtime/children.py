@@ -115,18 +115,31 @@ class Child:
         self.line = NodeLine()
 
     def start(self) -> None:
-        """Start the process. It reports `Ready` when it can take a job."""
+        """Start the process. It reports `Ready` when it can take a job.
+
+        Raises
+        ------
+        OSError, EOFError
+            If it cannot be started now. The process that starts children may have died; the next start makes another.
+        """
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 end.setsockopt(socket.SOL_SOCKET, option, _PIPE_BYTES)
         line, their_line = socket.socketpair()
-        self._process = self._context.Process(
+        process = self._context.Process(
             target=main, args=(theirs, self._index, self._settings, their_line), name=f"gearmap-child-{self.number}"
         )
-        self._process.start()
-        theirs.close()
-        their_line.close()
+        try:
+            process.start()
+        except BaseException:
+            ours.close()
+            line.close()
+            raise
+        finally:
+            theirs.close()
+            their_line.close()
+        self._process = process
         self.line.connected(line)
         ours.setblocking(False)
         self._pipe = ours

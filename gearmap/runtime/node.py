@@ -337,7 +337,11 @@ class Node:
             self._carriers[type(instruction)](instruction)
 
     def _start_child(self, instruction: ne.StartChild) -> None:
-        self._children.start(instruction.child)
+        try:
+            self._children.start(instruction.child)
+        except (EOFError, OSError) as error:
+            # The process that starts children was killed; the next one is started by another.
+            self._do(ne.ChildGone(instruction.child, None, f"it could not be started: {error!r}"))
 
     def _kill_child(self, instruction: ne.KillChild) -> None:
         self._children.kill(instruction.child)

@@ -128,6 +128,29 @@ def test_a_node_that_loses_a_child_has_another_at_once(kind, start_server, start
     assert time.monotonic() - began < 5
 
 
+def test_a_node_survives_the_end_of_what_starts_its_children(kind, start_server, start_node, connect):
+    # given: it waits for a child that is being started
+    server = start_server(kind)
+    node = start_node(server, workers=1, max_tasks_per_child=1)
+    client = connect(server)
+
+    def starters():
+        return [each for each in psutil.Process(node.pid).children() if len(each.children()) == 2]
+
+    wait_until(starters, "there is a child and a spare one")
+    (starter,) = starters()
+    open_files = psutil.Process(node.pid).num_fds
+    before = open_files()
+    starter.suspend()
+    assert client.submit(abs, -1).result(30) == 1
+    wait_until(lambda: open_files() > before, "it starts the next child")
+    # when
+    starter.kill()
+    # then
+    assert client.submit(abs, -2).result(30) == 2
+    assert node.process.poll() is None
+
+
 # ------------------------------------------------------------------------------------------------- job servers
 
 
