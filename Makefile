@@ -2,6 +2,7 @@
 #
 #   make demo                       make .venv, install, run the demo
 #   make test PYTEST_ARGS="-k key"  the test suite; PYTEST_ARGS go to pytest
+#   make chaos SECONDS=600          tasks on a cluster whose processes are killed all the time; CHAOS_ARGS="--seed 7"
 #   make demo PYTHON=python3.12     with another Python (remove .venv first)
 
 VENV := .venv
@@ -13,11 +14,11 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10
 PYTHON ?= $(shell for each in $(CANDIDATES); do \
 	if $$each -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then echo $$each; break; fi; done)
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench chaos clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | lint | types | bench | clean"
+	@echo "make demo | test | lint | types | bench | chaos | clean"
 
 demo: $(VENV)/.installed
 	$(BIN)/gearmap demo $(DEMO_ARGS)
@@ -34,6 +35,10 @@ types: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+chaos: SECONDS ?= 600
+chaos: $(VENV)/.installed-test
+	cd tests/chaos && ../../$(BIN)/python -m chaos --seconds $(SECONDS) $(CHAOS_ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-ci-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
