@@ -66,6 +66,8 @@ class _Acceptor:
         except OSError as error:
             logger.info("a connection ended before it began: %s", error)
             connection.abort()
+            return
+        logger.debug("a connection from %s", address)
 
 
 def serve(
@@ -106,6 +108,7 @@ def serve(
             _watch_lifeline(loop, lifeline)
         acceptor.watch()
         on_ready()
+        logger.info("serving on %s", listener.getsockname())
         loop.run(tick, delay=hub.limits.sweep_delay)
         for connection in list(hub.connections):
             connection.abort()

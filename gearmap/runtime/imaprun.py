@@ -22,6 +22,7 @@ from gearmap.runtime.arguments import ArgumentSource, pickle_block
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.port import Mail, RunPort
+from gearmap.runtime.printing import print_again, print_failed
 from gearmap.runtime.run import Run
 
 __all__ = ["ImapRun"]
@@ -194,6 +195,7 @@ class ImapRun:
 
     def _values(self, size: int, piece: _Piece) -> list[Any]:
         if isinstance(piece, Failed):
+            print_failed(piece)
             error = piece.error(total=self._source.total)
             if self._options.return_exceptions:
                 return [error]
@@ -202,6 +204,8 @@ class ImapRun:
             finally:
                 del error  # a traceback that holds this frame must not hold the exception
         batch, offset = piece
+        if batch.outputs:
+            print_again(batch, offset, size)
         try:
             values = batch.values()
         except SerializationError as unreadable:

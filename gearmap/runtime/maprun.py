@@ -18,6 +18,7 @@ from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.port import Mail, RunPort
+from gearmap.runtime.printing import print_again, print_failed
 from gearmap.runtime.report import RunNotes
 from gearmap.runtime.run import Run
 
@@ -141,6 +142,7 @@ class MapRun:
         self._arrived.extend(mail.results)
         for failed in mail.failed:
             self._record.fail(failed)
+            print_failed(failed)
         self._error = self._error or mail.error
         self._end = self._end or mail.end
         snapshot = mail.end or mail.snapshot
@@ -166,6 +168,8 @@ class MapRun:
     def _place(self, piece: tuple[int, int, ResultBatch, int, str]) -> None:
         first, size, batch, offset, worker = piece
         self._notes.arrived(worker, size, time.monotonic() - self._began)
+        if batch.outputs:
+            print_again(batch, offset, size)
         try:
             values = batch.values()
         except SerializationError as unreadable:

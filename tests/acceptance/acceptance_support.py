@@ -29,7 +29,7 @@ class Command:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", **environment},
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "160", "PYTHONUNBUFFERED": "1", **environment},
             cwd=cwd,
             text=True,
             start_new_session=True,  # a signal of the test's terminal is not meant for it
@@ -105,7 +105,7 @@ def run(*words: str, environment: Mapping[str, str] = {}, cwd: Path | None = Non
         [sys.executable, "-m", "gearmap", *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "160", **environment},
         cwd=cwd,
         text=True,
         timeout=DEADLINE,

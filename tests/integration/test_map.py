@@ -65,7 +65,9 @@ def test_several_iterables_are_zipped_to_the_shortest(cluster):
     assert cluster.map(lambda x, y: x - y, [5, 6, 7], range(2)) == [5, 5]
 
 
-@pytest.mark.parametrize("make", [list, tuple, iter, lambda xs: (x for x in xs), set], ids=str)
+@pytest.mark.parametrize(
+    "make", [list, tuple, iter, lambda xs: (x for x in xs), set], ids=["list", "tuple", "iterator", "generator", "set"]
+)
 def test_any_iterable_will_do(cluster, make):
     assert sorted(cluster.map(lambda x: x + 1, make([1, 2, 3]))) == [2, 3, 4]
 

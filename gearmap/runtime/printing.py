@@ -1,0 +1,36 @@
+"""What the tasks of a map printed is printed again, in the thread that takes their results.
+
+Law of the file: called only where something was printed, so that results cost nothing more.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from gearmap.runtime.failed import Failed
+from gearmap.runtime.futures import ResultBatch
+from gearmap.wire.outcome import TaskFailure
+from gearmap.wire.printed import Output
+
+__all__ = ["print_again", "print_failed"]
+
+
+def print_again(batch: ResultBatch, offset: int, size: int) -> None:
+    """Print what the tasks of `size` results from `offset` on printed, in their order."""
+    for at in sorted(batch.outputs):
+        if offset <= at < offset + size:
+            _print(batch.outputs[at])
+
+
+def print_failed(failed: Failed) -> None:
+    """Print what a task printed before it failed."""
+    if isinstance(failed.cause, TaskFailure):
+        _print(failed.cause.output)
+
+
+def _print(output: Output) -> None:
+    """Print what one task printed, to the streams of this process; one that is closed or absent takes nothing."""
+    for stream, text in ((sys.stdout, output.stdout), (sys.stderr, output.stderr)):
+        if text and stream is not None and not stream.closed:
+            stream.write(text)
+            stream.flush()
