@@ -1,7 +1,8 @@
 """What goes wrong in a user's code, in which stage, and what its user sees: a table, as loky has one.
 
-Each cell is one fault in one stage, for a map that gives errors in place, a map that stops at the first, and `submit`.
-In each of them the other tasks are done, and the next call works: nothing that a task does is left in the way.
+Each cell is one fault in one stage, for a map that gives errors in place, a map that stops at the first, `submit`
+and an executor. In each of them the other tasks are done, and the next call works: nothing that a task does is left in
+the way.
 
 Law of the file: a fault that ends the process is only put where that process is a worker's.
 """
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,12 @@ def test_a_fault_is_its_tasks_own(kind: str, stage: str, fault: str, clients: di
     with pytest.raises(BaseException) as alone:
         options.submit(fn, bad).result(DEADLINE)
     check(alone.value, expected)
+    with options.executor(2) as executor:
+        with pytest.raises(BaseException) as of_executor:
+            executor.submit(fn, bad).result(DEADLINE)
+        check(of_executor.value, expected)
+        assert executor.submit(abs, -4).result(DEADLINE) == 4
+        assert list(executor.map(abs, [-5, -6], timeout=DEADLINE)) == [5, 6]
 
     assert client.submit(abs, -1).result(DEADLINE) == 1
     assert client.map(abs, [-2, -3], timeout=DEADLINE) == [2, 3]
@@ -244,6 +252,45 @@ def _check_map(options: Any, fn: Any, bad: Any, expected: Outcome, of_function: 
     at = values.index(bad)
     check(results[at], expected)
     assert results[:at] + results[at + 1 :] == [-value for value in values if value is not bad]
+
+
+# --------------------------------------------------------------------------------------------------------- initializers
+
+# An initializer is nobody's task: it breaks the run or the executor that has it, and no other. Its time has no limit.
+IN_INITIALIZER = {
+    **(RAISED | NEVER_RAISED | NESTED),
+    "base_exception": "Rebellious: the culprit",
+    **{fault: f"its process ended: {how}" for fault, how in DEATHS.items()},
+}
+
+
+@pytest.mark.parametrize("fault", IN_INITIALIZER)
+def test_a_fault_in_an_initializer_breaks_what_has_it_and_nothing_else(
+    fault: str, clients: dict[str, gearmap.Client]
+) -> None:
+    client = clients[KINDS[0]]
+    expected = Outcome(gearmap.ClusterBroken, rf"the initializer failed on node/[01]: .*{IN_INITIALIZER[fault]}")
+    options = client.options(initializer=faults.FAULTS[fault], max_worker_losses=1)
+
+    for call in (
+        lambda: options.map(abs, [-1, -2], return_exceptions=True, timeout=DEADLINE),
+        lambda: options.submit(abs, -1).result(DEADLINE),
+    ):
+        with pytest.raises(gearmap.ClusterBroken) as caught:
+            call()
+        check(caught.value, expected)
+    with options.executor(2) as executor:
+        with pytest.raises(BrokenExecutor) as of_executor:
+            executor.submit(abs, -1).result(DEADLINE)
+        check(of_executor.value, expected)
+        with pytest.raises(BrokenExecutor):
+            executor.submit(abs, -2)
+
+    assert client.map(abs, [-2, -3], timeout=DEADLINE) == [2, 3]
+
+
+def test_every_fault_that_ends_is_tried_in_an_initializer() -> None:
+    assert set(IN_INITIALIZER) == set(faults.FAULTS) - {"endless"}
 
 
 # ------------------------------------------------------------------------------------------- several tasks in one chunk
