@@ -26,12 +26,15 @@ from gearmap.wire import seal
 DEADLINE = 30.0
 
 
-def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:
-    """Wait until something outside of our control is so."""
+def wait_until(
+    condition: Callable[[], bool], what: str, deadline: float = DEADLINE, *, detail: Callable[[], object] | None = None
+) -> None:
+    """Wait until something outside of our control is so; `detail` is asked what there is instead."""
     until = time.monotonic() + deadline
     while not condition():
         if time.monotonic() > until:
-            pytest.fail(f"{what}: not within {deadline} s")
+            instead = "" if detail is None else f"; {detail()}"
+            pytest.fail(f"{what}: not within {deadline} s{instead}")
         time.sleep(0.01)
 
 
