@@ -26,15 +26,12 @@ from gearmap.wire import seal
 DEADLINE = 30.0
 
 
-def wait_until(
-    condition: Callable[[], bool], what: str, deadline: float = DEADLINE, *, detail: Callable[[], object] | None = None
-) -> None:
-    """Wait until something outside of our control is so; `detail` is asked what there is instead."""
+def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:
+    """Wait until something outside of our control is so."""
     until = time.monotonic() + deadline
     while not condition():
         if time.monotonic() > until:
-            instead = "" if detail is None else f"; {detail()}"
-            pytest.fail(f"{what}: not within {deadline} s{instead}")
+            pytest.fail(f"{what}: not within {deadline} s")
         time.sleep(0.01)
 
 
