@@ -142,10 +142,12 @@ def test_a_node_survives_the_end_of_what_starts_its_children(kind, start_server,
     open_files = psutil.Process(node.pid).num_fds
     before = open_files()
     starter.suspend()
-    assert client.submit(abs, -1).result(30) == 1
-    wait_until(lambda: open_files() > before, "it starts the next child")
-    # when
-    starter.kill()
+    try:
+        assert client.submit(abs, -1).result(30) == 1
+        wait_until(lambda: open_files() > before, "it starts the next child")
+    finally:
+        # when
+        starter.kill()  # also when something fails: what is suspended does not see that its node has gone
     # then
     assert client.submit(abs, -2).result(30) == 2
     assert node.process.poll() is None
