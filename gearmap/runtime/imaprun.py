@@ -21,14 +21,11 @@ from gearmap.errors import GearmapError, RunTimeout, SerializationError
 from gearmap.runtime.arguments import ArgumentSource, pickle_block
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
-from gearmap.runtime.port import Mail, RunPort
+from gearmap.runtime.port import WAIT_STEP, Mail, RunPort
 from gearmap.runtime.printing import print_again, print_failed
 from gearmap.runtime.run import Run
 
 __all__ = ["ImapRun"]
-
-# The longest uninterrupted wait: Ctrl-C, the timeout and the progress display are looked at this often (seconds).
-WAIT_STEP = 0.1
 
 # How long the iterable is asked for one block (seconds). Raised: larger blocks from slow iterables; lowered: what they
 # gave is on its way sooner.

@@ -17,15 +17,12 @@ from gearmap.errors import GearmapError, SerializationError
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.maprecord import MapRecord
-from gearmap.runtime.port import Mail, RunPort
+from gearmap.runtime.port import WAIT_STEP, Mail, RunPort
 from gearmap.runtime.printing import print_again, print_failed
 from gearmap.runtime.report import RunNotes
 from gearmap.runtime.run import Run
 
 __all__ = ["MapRun"]
-
-# The longest uninterrupted wait: Ctrl-C, the timeout and the progress display are looked at this often (seconds).
-WAIT_STEP = 0.1
 
 
 class MapRun:
@@ -142,7 +139,6 @@ class MapRun:
         self._arrived.extend(mail.results)
         for failed in mail.failed:
             self._record.fail(failed)
-            print_failed(failed)
         self._error = self._error or mail.error
         self._end = self._end or mail.end
         snapshot = mail.end or mail.snapshot
@@ -155,6 +151,8 @@ class MapRun:
             notes.elapsed = time.monotonic() - self._began
             if mail.end is None:
                 self._sink.update(snapshot)
+        for failed in mail.failed:
+            print_failed(failed)  # last: a stream that raises, or Ctrl-C while it is slow, must not cost the books
 
     def _feed(self, size: int) -> None:
         """Pickle the next block and hand it to the driver."""

@@ -22,7 +22,10 @@ from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.run import Place, Run
 from gearmap.wire.jobheader import BlockKind
 
-__all__ = ["Mail", "RunPort"]
+__all__ = ["WAIT_STEP", "Mail", "RunPort"]
+
+# The longest uninterrupted wait: Ctrl-C, the timeout and the progress display are looked at this often (seconds).
+WAIT_STEP = 0.1
 
 
 @dataclass(slots=True)

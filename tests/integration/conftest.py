@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import psutil
 import pytest
 from integration_support import is_alive, lane_of, wait_until, workers_of
@@ -37,6 +38,14 @@ def cluster(kind: str) -> Iterator[gearmap.LocalCluster]:
     client = gearmap.LocalCluster(2, server=kind)
     yield client
     client.close()
+
+
+@pytest.fixture(scope="module")
+def functions_travel(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The module's functions are pickled by value: workers do not find it where they import from."""
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 class Node:

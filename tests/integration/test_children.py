@@ -11,7 +11,6 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 from integration_support import DEADLINE, wait_until
 
@@ -27,12 +26,7 @@ CONTEXT = envelope.make_context(b"function", b"unique")
 JOB_KEY, OUTCOME_KEY, EXECUTION, SESSION = b"j" * 32, b"o" * 32, b"e" * 16, b"s" * 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _functions_of_this_module_travel() -> Iterator[None]:
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+pytestmark = pytest.mark.usefixtures("functions_travel")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 
-import cloudpickle
 import pytest
 
 import gearmap
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _functions_of_this_module_travel():
-    """Workers do not find this module where they import from."""
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+pytestmark = pytest.mark.usefixtures("functions_travel")
 
 
 def test_outside_of_tasks_there_is_none():

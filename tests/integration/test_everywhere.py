@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 
-import cloudpickle
 import pytest
 from integration_support import wait_until
 
 import gearmap
 from gearmap.transport import admin
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _functions_of_this_module_travel():
-    """Workers do not find this module where they import from."""
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+pytestmark = pytest.mark.usefixtures("functions_travel")
 
 
 def names_on(server) -> set[str]:

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import psutil
 import pytest
 from programs import KINDS, require_kind
@@ -33,13 +32,7 @@ import gearmap
 LIMIT = 60.0  # seconds after which a result is not waited for any longer
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _functions_of_this_module_travel():
-    """Nodes that do not run here cannot import it."""
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+pytestmark = pytest.mark.usefixtures("functions_travel")
 
 
 @pytest.fixture(scope="module")

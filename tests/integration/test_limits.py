@@ -13,7 +13,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cloudpickle
 import pytest
 from integration_support import lane_of, wait_until, workers_of
 from programs import KINDS
@@ -23,13 +22,7 @@ import gearmap
 MB = 2**20
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _functions_of_this_module_travel():
-    """Nodes that do not run here cannot import it."""
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+pytestmark = pytest.mark.usefixtures("functions_travel")
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 
-import cloudpickle
 import psutil
 import pytest
 from integration_support import wait_until
@@ -17,13 +15,7 @@ import gearmap
 WORKERS = 2
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _functions_of_this_module_travel():
-    """Workers do not find this module where they import from."""
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+pytestmark = pytest.mark.usefixtures("functions_travel")
 
 
 def children_of(cluster) -> list[psutil.Process]:
