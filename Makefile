@@ -9,10 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# The first of these that is new enough; only looked for when .venv has to be made.
 # Tests mostly wait for real processes: more at a time than there are cores. TEST_WORKERS= runs them one by one.
 TEST_WORKERS := --numprocesses=4 --dist=loadfile
 
+# The first of these that is new enough; only looked for when .venv has to be made.
 CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10
 PYTHON ?= $(shell for each in $(CANDIDATES); do \
 	if $$each -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then echo $$each; break; fi; done)

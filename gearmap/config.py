@@ -335,8 +335,19 @@ class RunOptions:
         known = [one.name for one in fields(self)]
         for name in changes:
             if name not in known:
-                raise ConfigurationError(f"there is no option {name!r}; the options are {', '.join(known)}")
+                raise ConfigurationError(f"there is no option {name!r}; {_advice_on(name, known)}")
         return replace(self, **changes)
+
+
+def _advice_on(name: str, known: Sequence[str]) -> str:
+    """Say what a person may have meant by an option that does not exist: another, or an argument of the function."""
+    from difflib import get_close_matches  # nobody pays for it who spells well
+
+    alike = get_close_matches(name, known, n=1)
+    if alike:
+        return f"did you mean {alike[0]!r}?"
+    options = ", ".join(known)
+    return f"the options are {options}; an argument of the function goes into functools.partial(fn, {name}=...)"
 
 
 MAP_ONLY = ("chunksize", "timeout", "return_exceptions", "progress", "desc", "total")
