@@ -49,10 +49,12 @@ if TYPE_CHECKING:
     from gearmap.api import on_every_worker as on_every_worker
     from gearmap.api import options as options
     from gearmap.api import starmap as starmap
+    from gearmap.api import status as status
     from gearmap.api import submit as submit
     from gearmap.client import Client, LocalCluster
     from gearmap.config import RunOptions
     from gearmap.executor import GearmanExecutor
+    from gearmap.overview.values import ClusterStatus
     from gearmap.runtime.futures import Future
     from gearmap.runtime.mapfuture import FailedTask, MapFuture
     from gearmap.runtime.task import Task
@@ -64,6 +66,7 @@ __all__ = [
     "Client",
     "ClockSkew",
     "ClusterBroken",
+    "ClusterStatus",
     "ConfigurationError",
     "ConnectionLost",
     "EnvelopeError",
@@ -92,6 +95,7 @@ __all__ = [
 
 _HOME = {
     "Client": "gearmap.client",
+    "ClusterStatus": "gearmap.overview.values",
     "FailedTask": "gearmap.runtime.mapfuture",
     "Future": "gearmap.runtime.futures",
     "GearmanExecutor": "gearmap.executor",
@@ -112,6 +116,7 @@ _HOME = {
     "on_every_worker": "gearmap.api",
     "options": "gearmap.api",
     "starmap": "gearmap.api",
+    "status": "gearmap.api",
     "submit": "gearmap.api",
 }
 

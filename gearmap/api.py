@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from gearmap import current
 from gearmap.backend import LocalBackend, choose_backend
 from gearmap.client import BoundOptions, Client, LocalCluster
+from gearmap.overview.values import ClusterStatus
 from gearmap.runtime import child
 from gearmap.runtime.futures import Future
 from gearmap.runtime.mapfuture import MapFuture
@@ -32,6 +33,7 @@ __all__ = [
     "on_every_worker",
     "options",
     "starmap",
+    "status",
     "submit",
 ]
 
@@ -480,6 +482,21 @@ def on_every_node(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> d
     {'inline': 3}
     """
     return current_client().on_every_node(fn, *args, **kwargs)
+
+
+def status() -> ClusterStatus:
+    """Return how the cluster of the current client is now: its job servers, queues, and nodes with their workers.
+
+    Nothing is started for it: a local cluster that was not used yet has nothing to show. It takes a few milliseconds,
+    and up to 6 s where a server or a node does not answer.
+
+    Examples
+    --------
+    >>> with gearmap.LocalCluster(0):
+    ...     print(gearmap.status())
+    in this process
+    """
+    return current_client().status()
 
 
 def options(**changes: Any) -> BoundOptions:

@@ -22,6 +22,8 @@ from gearmap.errors import ClusterBroken, ConfigurationError
 from gearmap.everywhere import run_everywhere
 from gearmap.executor import GearmanExecutor
 from gearmap.mapping import run_imap, run_map, start_map
+from gearmap.overview.survey import survey
+from gearmap.overview.values import ClusterStatus
 from gearmap.runtime.callrun import CallRun
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import Future
@@ -215,6 +217,10 @@ class Client(BoundOptions):
         check_whole("n", n, least=1)
         chosen = RunOptions(timeout=timeout, queue=queue)
         return wait_for_workers(self._backend, n, timeout=chosen.timeout, queue=chosen.queue)
+
+    def status(self) -> ClusterStatus:
+        """Return how the cluster is now: job servers, queues, and nodes with their workers; see `gearmap.status`."""
+        return survey(self._backend)
 
     def close(self) -> None:
         """Cancel what runs, leave the job servers, and stop being the current client. May be repeated."""

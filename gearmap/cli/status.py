@@ -7,27 +7,28 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from gearmap.cli.common import find_key, find_servers, key_option, servers_option
-from gearmap.errors import ConfigurationError, TransportError
+from gearmap.cli.common import FoundKey, find_key, find_servers, key_option, servers_option
+from gearmap.core.sizes import shown_bytes
+from gearmap.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from gearmap.cli.listing import FunctionRow, LaneRow, NodeRow, ServerAnswer
+    from gearmap.config import ServerAddress
     from gearmap.core.names import Lane
+    from gearmap.overview.listing import FunctionRow, LaneRow, ServerAnswer
+    from gearmap.overview.values import NodeStatus
 
 __all__ = ["status_command"]
 
-# Seconds that each question to a server may take.
-ASK_TIMEOUT = 3.0
 # Width where nobody says how wide it is: a pipe, a file.
 PIPE_WIDTH = 120
 
@@ -40,12 +41,13 @@ def status_command(named: tuple[str, ...], key_file: Path | None) -> int:
 
     The exit status is 1 if no server answers.
     """
-    from gearmap.cli import listing
+    from gearmap.overview import listing
+    from gearmap.overview.survey import ask_servers
 
     servers = find_servers(named)
-    with ThreadPoolExecutor(len(servers)) as pool:
-        answers = list(pool.map(_ask, servers))
-    mine, note = _my_key(key_file)
+    answers = ask_servers(servers)
+    key, note = _my_key(key_file)
+    mine = "" if key is None else key.id
     console = make_console()
     lanes = listing.lane_rows(answers)
     console.print(_server_table(answers))
@@ -53,11 +55,23 @@ def status_command(named: tuple[str, ...], key_file: Path | None) -> int:
         console.print("no job server answers; start one: gearmap server", style="red")
         return 1
     _show_queues(console, lanes, mine)
-    _show_nodes(console, listing.node_rows(answers), mine)
+    _show_nodes(console, _nodes(servers, answers, key), mine)
     _show_others(console, listing.function_rows(answers))
     for line in (*listing.hints(answers, lanes), *([note] if note else [])):
         console.print(line, style="yellow", soft_wrap=True)
     return 0
+
+
+def _nodes(
+    servers: Sequence[ServerAddress], answers: Sequence[ServerAnswer], key: FoundKey | None
+) -> Sequence[NodeStatus]:
+    """Return the nodes; those that have our key tell of themselves."""
+    from gearmap.overview.survey import describe_nodes
+    from gearmap.overview.values import node_statuses
+    from gearmap.runtime.sessions import new_session
+
+    described = {} if key is None else describe_nodes(servers, answers, new_session(key.secret, "default"))
+    return node_statuses(answers, described, time.time())
 
 
 def make_console() -> Console:
@@ -69,31 +83,14 @@ def make_console() -> Console:
     return Console(width=width, highlight=False, markup=False, emoji=False, force_jupyter=False)
 
 
-def _ask(server: Any) -> ServerAnswer:
-    from gearmap.cli.listing import ServerAnswer
-    from gearmap.transport.admin import AdminSession
-
+def _my_key(key_file: Path | None) -> tuple[FoundKey | None, str]:
+    """Return the key in use, and a note if there is none."""
     try:
-        with AdminSession((server.host, server.port), timeout=ASK_TIMEOUT) as session:
-            return ServerAnswer(
-                server=str(server),
-                origin=server.origin,
-                version=session.version(),
-                functions=tuple(session.status()),
-                connections=tuple(session.workers()),
-            )
-    except TransportError as error:
-        return ServerAnswer(server=str(server), origin=server.origin, problem=str(error))
-
-
-def _my_key(key_file: Path | None) -> tuple[str, str]:
-    """Return the id of the key in use, and a note if there is none."""
-    try:
-        return find_key(key_file, may_make=False).id, ""
+        return find_key(key_file, may_make=False), ""
     except ConfigurationError as error:
         if key_file is not None:
             raise
-        return "", str(error)
+        return None, str(error)
 
 
 def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
@@ -109,7 +106,7 @@ def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
 def _server_table(answers: Sequence[ServerAnswer]) -> Table:
     from rich.text import Text
 
-    from gearmap.cli.listing import server_kind
+    from gearmap.overview.listing import server_kind
 
     table = _table("job servers", "address", "from", "state")
     for answer in answers:
@@ -132,21 +129,31 @@ def _show_queues(console: Console, lanes: Sequence[LaneRow], mine: str) -> None:
     console.print(table)
 
 
-def _show_nodes(console: Console, nodes: Sequence[NodeRow], mine: str) -> None:
+def _show_nodes(console: Console, nodes: Sequence[NodeStatus], mine: str) -> None:
     if not nodes:
         return
-    table = _table("nodes", "node", "host", "workers", "queues", "python", "key", "servers", numbers=("workers",))
+    numbers = ("workers", "busy", "memory")
+    table = _table("nodes", "node", "host", *numbers, "queues", "python", "key", "servers", numbers=numbers)
     for node in nodes:
         table.add_row(
-            node.node_id,
-            ", ".join(sorted(node.addresses)),
+            node.node_id if node.name == node.node_id else f"{node.name} {node.node_id}",
+            ", ".join(node.addresses),
             str(len(node.workers)),
-            ", ".join(sorted({lane.queue for lane in node.lanes})),
-            ", ".join(sorted({_python(lane) for lane in node.lanes})),
-            ", ".join(sorted({_key(lane.key_id, mine) for lane in node.lanes})),
+            *_use(node),
+            ", ".join(node.queues),
+            node.python,
+            _key(node.key_id, mine),
             ", ".join(node.servers),
         )
     console.print(table)
+
+
+def _use(node: NodeStatus) -> tuple[str, str]:
+    """Say how many workers are busy, and what memory they use; nothing of a node that has not answered."""
+    if node.seen is None:
+        return "?", "?"
+    busy = sum(worker.state == "busy" for worker in node.workers)
+    return str(busy), shown_bytes(sum(worker.memory_bytes or 0 for worker in node.workers))
 
 
 def _show_others(console: Console, functions: Sequence[FunctionRow]) -> None:

@@ -165,6 +165,10 @@ class NodeEngine:
         execution = self._executions[worker]
         return None if execution is None else execution.child
 
+    def kept_by(self, worker: int) -> int | None:
+        """Return the child that a worker has, whether it runs something or not, or None."""
+        return self._child_of[worker]
+
     def handle(self, event: ne.Input, now: float) -> list[ne.Instruction]:
         """Take in one event; return what to do."""
         out: list[ne.Instruction] = []

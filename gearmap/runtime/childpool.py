@@ -13,6 +13,7 @@ from typing import Any
 
 from gearmap.runtime.child import ChildSettings
 from gearmap.runtime.children import Child, child_context
+from gearmap.runtime.cpus import cpu_seconds
 from gearmap.runtime.memory_use import MemoryMeter
 
 __all__ = ["ChildPool"]
@@ -83,6 +84,14 @@ class ChildPool:
             child.saw_memory(used_bytes)
             measured.append((child.number, used_bytes))
         return measured
+
+    def uses(self, numbers: Iterable[int], now: float) -> dict[int | None, dict[str, Any]]:
+        """Return what children use, by their numbers: `memory` in bytes, `cpu` in seconds since they started."""
+        found: dict[int | None, dict[str, Any]] = {}
+        for number, used_bytes in self.measure(numbers, now):
+            pid = self._children[number].pid
+            found[number] = {"memory": used_bytes, "cpu": None if pid is None else cpu_seconds(pid)}
+        return found
 
     def close(self) -> None:
         """End every child."""

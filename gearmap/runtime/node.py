@@ -26,7 +26,9 @@ from gearmap.errors import WireError
 from gearmap.runtime.childpool import ChildPool
 from gearmap.runtime.children import Child, Committed, Ended, Ready
 from gearmap.runtime.control import ControlDesk
+from gearmap.runtime.cpus import usable_cpus
 from gearmap.runtime.crew import Crew, Worker
+from gearmap.runtime.memory_use import total_bytes
 from gearmap.runtime.nesting import NestingDesk
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.privatelanes import PrivateLanes
@@ -448,10 +450,15 @@ class Node:
     def _describe(self) -> dict[str, Any]:
         """Return what the control function tells about this node."""
         settings = self.settings
+        workers = [worker for worker in self._workers if not worker.is_closed]
+        kept = {worker.index: self._engine.kept_by(worker.index) for worker in workers}
+        uses = self._children.uses((child for child in kept.values() if child is not None), time.monotonic())
         return {
             "node": settings.node_id,
             "name": settings.name,
             "pid": os.getpid(),
+            "cpus": usable_cpus(),
+            "memory_total": total_bytes(),
             "python": ".".join(map(str, settings.python)),
             "queues": list(settings.queues),
             "limits": {
@@ -469,9 +476,10 @@ class Node:
                     "execution": None if worker.work is None else worker.work.execution_id.hex(),
                     "run": None if worker.work is None else worker.work.header.run,
                     "position": self._position(worker),
+                    "tasks": None if worker.work is None else worker.work.header.n_tasks,
+                    **uses.get(kept[worker.index], {}),
                 }
-                for worker in self._workers
-                if not worker.is_closed
+                for worker in workers
             ],
         }
 

@@ -16,10 +16,10 @@ from acceptance_support import Command, run
 import gearmap
 from gearmap import cli
 from gearmap.cli import demo as demo_module
-from gearmap.cli.listing import ServerAnswer, lane_rows, node_rows
 from gearmap.cli.metrics import FileMetrics, add_up, measure_source
 from gearmap.core.names import Lane
 from gearmap.keyfile import load_key
+from gearmap.overview.listing import ServerAnswer, lane_rows, node_rows
 from gearmap.transport.admin import WorkerRow
 from gearmap.transport.events import StatusRow
 from gearmap.wire.seal import key_id

@@ -71,7 +71,7 @@ def test_server_worker_status_and_map_from_four_processes_share_a_key_file(
     assert listed.returncode == 0
     assert re.search(rf"{place} +GEARMAP_SERVERS +up, {kind}", listed.stdout)
     assert re.search(r"default +3\.\d+ +[0-9a-f]{8} \(yours\) +0 +2 +0 +0", listed.stdout)
-    assert re.search(rf"127\.0\.0\.1 +2 +default +3\.\d+ +[0-9a-f]{{8}} \(yours\) +{place}", listed.stdout)
+    assert re.search(rf"127\.0\.0\.1 +2 +0 +\d+ MB +default +3\.\d+ +[0-9a-f]{{8}} \(yours\) +{place}", listed.stdout)
     assert any(line.startswith(f"{kind}") and line.endswith(f"job server on {place}") for line in command.out)
 
 

@@ -38,6 +38,7 @@ LAYERS = {
     "mapping": 7,
     "waiting": 7,
     "everywhere": 7,
+    "overview": 7,
     "client": 8,
     "executor": 8,
     "api": 8,

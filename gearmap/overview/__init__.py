@@ -1,0 +1,1 @@
+"""How a cluster is: what job servers list and nodes tell, as values."""
