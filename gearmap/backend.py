@@ -322,9 +322,15 @@ class LocalBackend(Backend):
         Which job server; see `LocalCluster`.
     """
 
-    def __init__(self, workers: int | None = None, *, server: str = "auto") -> None:
+    def __init__(self, workers: int | None = None, *, server: str = "auto", memory_limit: int | None = None) -> None:
         super().__init__(ServerMode.LOCAL)
-        self.processes = LocalProcesses(workers, server)
+        self.processes = LocalProcesses(workers, server, memory_limit)
+
+    def scale(self, workers: int) -> None:
+        """Have so many workers from now on."""
+        with self._lock:
+            self._check_usable()
+            self.processes.scale(workers)
 
     @property
     def is_closed(self) -> bool:

@@ -29,6 +29,7 @@ from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import Future
 from gearmap.runtime.inline import submit_inline
 from gearmap.runtime.mapfuture import MapFuture
+from gearmap.runtime.memory_use import memory_limit_bytes
 from gearmap.waiting import wait_for_workers
 from gearmap.wire.serializer import dump_call
 
@@ -287,6 +288,9 @@ class LocalCluster(Client):
     server
         "auto" (gearmand where it is installed, else the embedded job server), "gearmand", "embedded", or the path of a
         gearmand.
+    memory_limit
+        What each worker may use, with all that its tasks have started: bytes, or a text like "4G". A task that uses
+        more is ended, and tried again elsewhere.
 
     Examples
     --------
@@ -295,7 +299,9 @@ class LocalCluster(Client):
     [1, 2]
     """
 
-    def __init__(self, workers: int | None = None, *, server: str = "auto") -> None:
+    def __init__(
+        self, workers: int | None = None, *, server: str = "auto", memory_limit: int | str | None = None
+    ) -> None:
         if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
             raise ConfigurationError(f"workers must be an int, 0 or more, got {workers!r}")
         if not isinstance(server, str):
@@ -303,7 +309,8 @@ class LocalCluster(Client):
                 f"server must be 'auto', 'gearmand', 'embedded' or a path, got {server!r}; "
                 "for job servers that run already use connect()"
             )
-        self._local = LocalBackend(workers, server=server)
+        limit = None if memory_limit is None else memory_limit_bytes(memory_limit, "memory_limit")
+        self._local = LocalBackend(workers, server=server, memory_limit=limit)
         self._init(Backend(ServerMode.INLINE) if workers == 0 else self._local)
 
     @property
@@ -314,6 +321,26 @@ class LocalCluster(Client):
     @property
     def _processes(self) -> LocalProcesses:
         return self._local.processes
+
+    def scale(self, workers: int) -> None:
+        """Have so many workers from now on.
+
+        New ones are there a moment later: `wait_for_workers`. Those that go end their running job first, and what they
+        have not begun goes to others.
+
+        Raises
+        ------
+        ConfigurationError
+            If it is less than 1, or the cluster runs tasks in this process.
+        ClusterBroken
+            If the cluster is closed.
+        """
+        check_whole("workers", workers, least=1)
+        if self._backend is not self._local:
+            raise ConfigurationError("LocalCluster(0) runs tasks in this process; make one with workers")
+        if self.is_closed:
+            raise ClusterBroken(f"this {type(self).__name__} is closed")
+        self._local.scale(workers)
 
     def __enter__(self) -> LocalCluster:
         super().__enter__()

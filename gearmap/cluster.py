@@ -1,8 +1,11 @@
-"""A cluster on this machine: a job server and a node, both as child processes.
+"""A cluster on this machine: a job server and a node, more nodes once it has grown, all as child processes.
 
-Law of the file: processes only. Who uses the cluster, and how, is the client's concern. Both processes end when this
+Law of the file: processes only. Who uses the cluster, and how, is the client's concern. All processes end when this
 one does, however it ends: each holds a pipe whose other end is ours alone. The key is made for this cluster and goes
-to the node through that pipe; it is in no command line, environment or file.
+to the nodes through that pipe; it is in no command line, environment or file.
+
+A cluster grows by a node and shrinks by letting nodes go, each of a fixed size: what a node does to leave without
+losing anything is built and proven, and a node that changed its size would do all of it for single workers.
 """
 
 from __future__ import annotations
@@ -25,10 +28,47 @@ from gearmap.runtime.noderun import encode_node_config
 
 __all__ = ["LocalProcesses", "make_node_id"]
 
+# How long a node may take to end once its pipe is closed. Raised: a busy machine loses no last words; lowered: one that
+# hangs is killed sooner.
+END_SECONDS = 5.0
+
+# A node that is let go ends what runs, however long that takes; the end of the cluster ends it at once.
+LOCAL_GRACE = 7 * 24 * 3600.0
+
 
 def make_node_id() -> str:
     """Return an id for a node that no other has."""
     return f"{os.getpid():x}-{secrets.token_hex(4)}"
+
+
+@dataclass(slots=True)
+class _NodeProcess:
+    """A node of ours."""
+
+    process: subprocess.Popen[bytes]
+    workers: int
+
+    def tell(self, config: bytes) -> None:
+        """Hand the node its configuration; BrokenPipeError if it has ended."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(config)
+        self.process.stdin.flush()
+
+    def let_go(self) -> None:
+        """Close the pipe that it lives by."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass
+
+    def end(self) -> None:
+        """Wait until it has ended, and see to it that it does."""
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 @dataclass(slots=True)
@@ -41,13 +81,18 @@ class LocalProcesses:
         Workers of the node, or None for one for each usable CPU.
     server
         "auto" (gearmand if there is one, else the embedded job server), "gearmand", "embedded", or a path.
+    memory_limit
+        Bytes that a worker may use, or None.
     """
 
     workers: int | None = None
     server: str = "auto"
+    memory_limit: int | None = None
     secret: bytes = field(default=b"", repr=False)
     _server: ServerProcess | None = None
-    _node: subprocess.Popen[bytes] | None = None
+    _nodes: list[_NodeProcess] = field(default_factory=list)
+    _leaving: list[_NodeProcess] = field(default_factory=list)  # they end what runs, and take nothing new
+    _started: int = 0  # nodes so far
     _owner: int = 0
 
     def start(self) -> ServerAddress:
@@ -64,15 +109,35 @@ class LocalProcesses:
         # The node imports while the job server starts; it is told the address when there is one.
         pending: PendingServer = launch(self.server, workers_wake_one=True)
         try:
-            self._node = self._start_node()
+            node = self._start_node(self.workers)
             self._server = pending.wait()
+            self._tell(node)
         except BaseException:
             pending.stop()
             self.stop()
             raise
-        address = ServerAddress(self._server.host, self._server.port, "the local cluster")
-        self._tell_node(address)
-        return address
+        return ServerAddress(self._server.host, self._server.port, "the local cluster")
+
+    def scale(self, workers: int) -> None:
+        """Have so many workers from now on: at once for those that come, after their running job for those that go."""
+        self.workers = workers
+        if self._server is None:
+            return
+        self._forget_gone()
+        have = sum(node.workers for node in self._nodes)
+        while have > workers:
+            node = self._nodes.pop()
+            self._leaving.append(node)
+            have -= node.workers
+            node.process.terminate()
+        if have < workers:
+            self._tell(self._start_node(workers - have))
+
+    def _forget_gone(self) -> None:
+        """Forget the nodes that were to go, and have ended."""
+        for node in [node for node in self._leaving if node.process.poll() is not None]:
+            self._leaving.remove(node)
+            node.let_go()
 
     @property
     def server_kind(self) -> str:
@@ -81,16 +146,15 @@ class LocalProcesses:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The process ids of job server and node."""
-        pids = [] if self._server is None else [self._server.pid]
-        if self._node is not None:
-            pids.append(self._node.pid)
-        return tuple(pids)
+        """The process ids of job server and nodes."""
+        server = () if self._server is None else (self._server.pid,)
+        return (*server, *(node.process.pid for node in self._nodes))
 
     def problem(self) -> str | None:
         """Return what is wrong with the processes, or None."""
-        if self._node is not None and self._node.poll() is not None:
-            return f"the local cluster's node has ended (exit status {self._node.returncode})"
+        for node in self._nodes:
+            if node.process.poll() is not None:
+                return f"the local cluster's node has ended (exit status {node.process.returncode})"
         if self._server is not None and not self._server.alive:
             return f"the local cluster's job server ({self._server.kind}) has ended"
         return None
@@ -101,33 +165,26 @@ class LocalProcesses:
         return self._owner not in (0, os.getpid())
 
     def let_go(self) -> None:
-        """In a forked process: close its end of the pipe that the node lives by, or the node outlives its owner."""
-        if self._node is not None and self._node.stdin is not None:
-            self._node.stdin.close()
+        """In a forked process: close its ends of the pipes that nodes live by, or they outlive their owner."""
+        for node in (*self._nodes, *self._leaving):
+            node.let_go()
 
     def stop(self) -> None:
-        """End both processes. A forked child of ours does nothing here."""
+        """End all processes. A forked child of ours does nothing here."""
         if os.getpid() != self._owner:
             return
-        node, self._node = self._node, None
+        nodes = [*self._nodes, *self._leaving]
         server, self._server = self._server, None
-        if node is not None:
-            assert node.stdin is not None
-            try:
-                node.stdin.close()
-            except BrokenPipeError:
-                pass
+        self._nodes, self._leaving = [], []
+        for node in nodes:
+            node.let_go()
         if server is not None:
             server.stop()
-        if node is not None:
-            try:
-                node.wait(5.0)
-            except subprocess.TimeoutExpired:
-                node.kill()
-                node.wait()
+        for node in nodes:
+            node.end()
 
-    def _start_node(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+    def _start_node(self, workers: int) -> _NodeProcess:
+        process = subprocess.Popen(
             [sys.executable, "-m", "gearmap.runtime.node_main", "0"],
             stdin=subprocess.PIPE,
             env=_node_environment(os.environ),
@@ -136,23 +193,28 @@ class LocalProcesses:
             # A session of its own: Ctrl-C in our terminal is the client's affair, not the node's.
             start_new_session=True,
         )
+        self._nodes.append(_NodeProcess(process, workers))
+        return self._nodes[-1]
 
-    def _tell_node(self, address: ServerAddress) -> None:
-        node = self._node
-        assert node is not None
-        assert node.stdin is not None
+    def _tell(self, node: _NodeProcess) -> None:
+        """Tell a node what it is to do, now that the job server's address is known."""
+        assert self._server is not None
+        self._started += 1
+        host = socket.gethostname()
         config = encode_node_config(
-            servers=((address.host, address.port),),
+            servers=((self._server.host, self._server.port),),
             secret=self.secret,
-            workers=self.workers or 1,
+            workers=node.workers,
+            workers_here=self.workers,
             queues=("default",),
-            name=socket.gethostname(),
+            name=host if self._started == 1 else f"{host}.{self._started}",
             node_id=make_node_id(),
+            memory_limit=self.memory_limit,
+            grace=LOCAL_GRACE,
             lifeline=True,
         )
         try:
-            node.stdin.write(config)
-            node.stdin.flush()
+            node.tell(config)
         except BrokenPipeError:
             self.stop()
             raise ClusterBroken("the local cluster's node ended before it was told what to do") from None

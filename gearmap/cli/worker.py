@@ -20,11 +20,7 @@ import click
 from gearmap.cli.common import find_key, find_servers, key_option, servers_option
 from gearmap.errors import ConfigurationError
 
-__all__ = ["parse_environment", "parse_memory_limit", "worker_command"]
-
-# A child that has done nothing yet uses about half of it. Raised: limits that would end every task are refused;
-# lowered: small machines may be divided more finely.
-LEAST_MEMORY_LIMIT = 64 * 1024 * 1024
+__all__ = ["parse_environment", "worker_command"]
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -93,6 +89,7 @@ def worker_command(
     from gearmap.cluster import make_node_id
     from gearmap.config import check_queue
     from gearmap.runtime.cpus import usable_cpus
+    from gearmap.runtime.memory_use import memory_limit_bytes
     from gearmap.runtime.noderun import DRAIN_GRACE, encode_node_config
 
     servers = find_servers(named)
@@ -106,7 +103,7 @@ def worker_command(
         node_id=make_node_id(),
         cwd=str((cwd or Path.cwd()).absolute()),
         environment=parse_environment(variables),
-        memory_limit=None if memory_limit is None else parse_memory_limit(memory_limit),
+        memory_limit=None if memory_limit is None else memory_limit_bytes(memory_limit, "--memory-limit"),
         max_tasks_per_child=max_tasks_per_child,
         grace=DRAIN_GRACE if grace is None else grace,
         quiet=False,
@@ -135,31 +132,6 @@ def parse_environment(variables: Sequence[str]) -> tuple[tuple[str, str], ...]:
             raise ConfigurationError(f"--env takes NAME=VALUE, got {word!r}")
         parsed.append((name, value))
     return tuple(parsed)
-
-
-def parse_memory_limit(text: str) -> int:
-    """Return a memory limit in bytes.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is none, too small for Python itself, or memory cannot be measured on this system.
-
-    Examples
-    --------
-    >>> parse_memory_limit("4G")
-    4294967296
-    """
-    from gearmap.core.sizes import parse_bytes, shown_bytes
-    from gearmap.runtime.memory_use import can_measure
-
-    limit = parse_bytes(text)
-    if limit < LEAST_MEMORY_LIMIT:
-        least = shown_bytes(LEAST_MEMORY_LIMIT)
-        raise ConfigurationError(f"--memory-limit must be at least {least}, which Python itself needs; got {text!r}")
-    if not can_measure():
-        raise ConfigurationError("--memory-limit needs the package psutil on this system")
-    return limit
 
 
 def _check_name(name: str | None) -> str:

@@ -16,7 +16,14 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["MemoryMeter", "can_measure", "high_water_bytes", "total_bytes"]
+from gearmap.core.sizes import parse_bytes, shown_bytes
+from gearmap.errors import ConfigurationError
+
+__all__ = ["MemoryMeter", "can_measure", "high_water_bytes", "memory_limit_bytes", "total_bytes"]
+
+# A child that has done nothing yet uses about half of it. Raised: limits that would end every task are refused;
+# lowered: small machines may be divided more finely.
+LEAST_MEMORY_LIMIT = 64 * 1024 * 1024
 
 # How often it is looked up which processes a task has started. Raised: less work on hosts with many processes;
 # lowered: what such a process uses is counted sooner.
@@ -30,6 +37,30 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 def can_measure() -> bool:
     """Whether memory of other processes can be measured here: on Linux, elsewhere with psutil."""
     return _IS_LINUX or _psutil() is not None
+
+
+def memory_limit_bytes(value: object, name: str) -> int:
+    """Return a memory limit in bytes: of a number of them, or a text like "4G". `name` is what people call it.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none, too small for Python itself, or memory cannot be measured on this system.
+
+    Examples
+    --------
+    >>> memory_limit_bytes("4G", "memory_limit")
+    4294967296
+    """
+    limit = parse_bytes(value) if isinstance(value, str) else value
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise ConfigurationError(f"{name} must be bytes, or a text like '4G', got {value!r}")
+    if limit < LEAST_MEMORY_LIMIT:
+        least = shown_bytes(LEAST_MEMORY_LIMIT)
+        raise ConfigurationError(f"{name} must be at least {least}, which Python itself needs; got {value!r}")
+    if not can_measure():
+        raise ConfigurationError(f"{name} needs the package psutil on this system")
+    return limit
 
 
 def total_bytes() -> int | None:

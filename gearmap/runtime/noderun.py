@@ -45,8 +45,11 @@ def encode_node_config(
     verbose: bool = False,
     python: tuple[int, int] | None = None,
     patience: dict[str, float] | None = None,
+    workers_here: int | None = None,
 ) -> bytes:
     """Return the line of configuration for `node_main`. It holds the secret: hand it over by a pipe only.
+
+    `workers_here` are those of all nodes that share this machine's processors, if there are others.
 
     For tests: `python` is the version that the node says it has, `patience` what is other than in `Patience`.
     """
@@ -67,13 +70,14 @@ def encode_node_config(
         "verbose": verbose,
         "python": python,
         "patience": patience,
+        "workers_here": workers_here,
     }
     return json.dumps(config).encode() + b"\n"
 
 
 def run_node(config: dict[str, Any], lifeline: int | None) -> int:
     """Run a node; return the exit status."""
-    os.environ.update(blas_defaults(config["workers"]))
+    os.environ.update(blas_defaults(config.get("workers_here") or config["workers"]))
     # The process that starts children starts while this one still imports: that is a tenth of a second of each.
     from gearmap.runtime.children import child_context
 
