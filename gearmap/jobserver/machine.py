@@ -21,15 +21,17 @@ from gearmap.jobserver.protocol import (
     error_reply,
     leading_int,
     reply,
-    reply_head,
     split_args,
     split_data,
 )
 from gearmap.jobserver.records import HIGH, LOW, NORMAL, Job, JobState, Peer, ServerOptions
-from gearmap.jobserver.state import JobTable
+from gearmap.jobserver.state import NO_JOB_PACKET, JobTable
 
-__all__ = ["Machine"]
+__all__ = ["WAITING_GRABS", "Machine"]
 
+# Of our own: a GRAB_JOB_UNIQ that finds no job waits for one at the server, and PRE_SLEEP takes it back (NO_JOB). A
+# worker of one server is spared NOOP and a second GRAB that way, two of the hops between `submit` and the task.
+WAITING_GRABS: Final = b"waiting_grabs"
 # As gearmand; ids of clients are cut, uniques refused.
 MAX_CLIENT_ID_BYTES: Final = 127
 MAX_UNIQUE_BYTES: Final = 63
@@ -39,7 +41,6 @@ MAX_NAME_BYTES: Final = 8191
 
 Handler = Callable[[Peer, Data], None]
 
-_NO_JOB: Final = reply(p.NO_JOB)
 _NOT_EXPECTED: Final = error_reply(b"INVALID_COMMAND", b"Command not expected")
 _WRONG_MAGIC: Final = error_reply(b"INVALID_MAGIC", b"Request magic expected")
 _JOB_NOT_FOUND: Final = error_reply(b"JOB_NOT_FOUND", b"Job given in work result not found")
@@ -136,7 +137,7 @@ class Machine:
             p.WORK_WARNING: lambda peer, body: self._work_data(peer, body, p.WORK_WARNING),
             p.GET_STATUS: self._get_status,
             p.GET_STATUS_UNIQUE: self._get_status_unique,
-            p.ECHO_REQ: lambda peer, body: self._send_data(peer, p.ECHO_RES, b"", body),
+            p.ECHO_REQ: lambda peer, body: self.table.send_data(peer, p.ECHO_RES, b"", body),
             p.OPTION_REQ: self._option,
         }
         for command, priority, background in (
@@ -161,6 +162,9 @@ class Machine:
         if body == b"exceptions":
             peer.wants_exceptions = True
             self.table.send(peer, reply(p.OPTION_RES, b"exceptions"))
+        elif body == WAITING_GRABS:
+            peer.grabs_wait = True
+            self.table.send(peer, reply(p.OPTION_RES, WAITING_GRABS))
         else:
             self.table.send(peer, _UNKNOWN_OPTION)
 
@@ -210,17 +214,18 @@ class Machine:
     def _grab_job(self, peer: Peer, body: Data) -> None:
         job = self.table.take(peer)
         if job is None:
-            self.table.send(peer, _NO_JOB)
+            self.table.send(peer, NO_JOB_PACKET)
         else:
-            self._send_data(peer, p.JOB_ASSIGN, b"%b\0%b\0" % (job.handle, job.function.name), job.data)
+            self.table.send_data(peer, p.JOB_ASSIGN, b"%b\0%b\0" % (job.handle, job.function.name), job.data)
 
     def _grab_job_uniq(self, peer: Peer, body: Data) -> None:
         job = self.table.take(peer)
-        if job is None:
-            self.table.send(peer, _NO_JOB)
+        if job is not None:
+            self.table.assign(peer, job)
+        elif peer.grabs_wait:
+            self.table.wait(peer)
         else:
-            args = b"%b\0%b\0%b\0" % (job.handle, job.function.name, job.unique)
-            self._send_data(peer, p.JOB_ASSIGN_UNIQ, args, job.data)
+            self.table.send(peer, NO_JOB_PACKET)
 
     def _work_complete(self, peer: Peer, body: Data) -> None:
         split = _split_report(body)
@@ -258,7 +263,7 @@ class Machine:
             return
         for client in job.clients:
             if client.wants_exceptions:
-                self._send_data(client, p.WORK_EXCEPTION, handle + b"\0", data)
+                self.table.send_data(client, p.WORK_EXCEPTION, handle + b"\0", data)
             else:
                 self.table.send(client, reply(p.WORK_FAIL, handle))
         self.table.finish(job)
@@ -272,14 +277,7 @@ class Machine:
 
     def _forward(self, job: Job, command: int, handle: bytes, data: Data) -> None:
         for client in job.clients:
-            self._send_data(client, command, handle + b"\0", data)
-
-    def _send_data(self, peer: Peer, command: int, args: bytes, data: Data) -> None:
-        head = reply_head(command, args, len(data))
-        if isinstance(data, bytes):
-            self.table.send(peer, head + data)
-        else:
-            self.table.send(peer, head, data)
+            self.table.send_data(client, command, handle + b"\0", data)
 
 
 def _name(body: Data) -> bytes:

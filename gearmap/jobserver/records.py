@@ -130,9 +130,11 @@ class Peer:
         "abilities",
         "address",
         "client_id",
+        "grabs_wait",
         "is_gone",
         "is_sleeping",
         "is_touched",
+        "is_waiting",
         "number",
         "out",
         "running",
@@ -145,7 +147,11 @@ class Peer:
         self.address = address
         self.client_id = b"-"
         self.wants_exceptions = False
+        # Whether its GRAB_JOB_UNIQ is answered when there is a job, instead of NO_JOB now and NOOP then.
+        self.grabs_wait = False
         self.is_sleeping = False
+        # Whether it sleeps with such a GRAB.
+        self.is_waiting = False
         self.is_gone = False
         self.is_touched = False
         # The next function to serve comes first; the last one registered begins.

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from gearmap.jobserver.protocol import NOOP, WORK_FAIL, Data, reply
+from gearmap.jobserver.protocol import JOB_ASSIGN_UNIQ, NO_JOB, NOOP, WORK_FAIL, Data, reply, reply_head
 from gearmap.jobserver.records import HIGH, LOW, NORMAL, Function, Job, JobState, Peer, ServerOptions
 
 __all__ = ["JobTable"]
@@ -25,6 +25,7 @@ PRIORITIES: Final = (HIGH, NORMAL, LOW)
 MIN_DEAD_TO_SWEEP: Final = 64
 
 NOOP_PACKET: Final = reply(NOOP)
+NO_JOB_PACKET: Final = reply(NO_JOB)
 
 
 class JobTable:
@@ -74,6 +75,14 @@ class JobTable:
             peer.is_touched = True
             self.touched.append(peer)
 
+    def send_data(self, peer: Peer, command: int, args: bytes, data: Data) -> None:
+        """Put a packet that ends in data on the way to a peer."""
+        head = reply_head(command, args, len(data))
+        if isinstance(data, bytes):
+            self.send(peer, head + data)
+        else:
+            self.send(peer, head, data)
+
     def take_touched(self) -> list[Peer]:
         """Return the peers that got output since the last call."""
         touched = self.touched
@@ -98,6 +107,8 @@ class JobTable:
         peer.abilities.appendleft(function)
         if peer.is_sleeping:
             function.sleepers[peer] = None
+        if peer.is_waiting and function.n_waiting:
+            self._wake(function)
 
     def remove_ability(self, peer: Peer, name: bytes) -> None:
         """Let a peer serve a function no more; its running jobs of that function are requeued."""
@@ -116,20 +127,36 @@ class JobTable:
         self._give_back(peer, list(peer.running))
 
     def sleep(self, peer: Peer) -> None:
-        """Note that a peer wants a NOOP at the next job; at once if one is there."""
+        """Note that a peer wants a NOOP at the next job; at once if one is there.
+
+        One whose grabs wait takes back the one that does, if it still does, and wants none.
+        """
+        if peer.grabs_wait:
+            if peer.is_waiting:
+                self.wake_up(peer)
+                self.send(peer, NO_JOB_PACKET)
+            return
         for function in peer.abilities:
             if function.n_waiting:
                 self.wake_up(peer)
                 self.send(peer, NOOP_PACKET)
                 return
+        self._fall_asleep(peer)
+
+    def wait(self, peer: Peer) -> None:
+        """Note that a peer is to be given the next job; none is there."""
+        peer.is_waiting = True
+        self._fall_asleep(peer)
+
+    def _fall_asleep(self, peer: Peer) -> None:
         peer.is_sleeping = True
         for function in peer.abilities:
             function.sleepers[peer] = None
 
     def wake_up(self, peer: Peer) -> None:
-        """Note that a peer does not wait for a NOOP."""
+        """Note that a peer waits for nothing."""
         if peer.is_sleeping:
-            peer.is_sleeping = False
+            peer.is_sleeping = peer.is_waiting = False
             for function in peer.abilities:
                 function.sleepers.pop(peer, None)
 
@@ -138,10 +165,15 @@ class JobTable:
         function.sleepers.pop(peer, None)
 
     def _wake(self, function: Function) -> None:
-        while function.sleepers:
+        while function.sleepers and function.n_waiting:
             peer = next(iter(function.sleepers))
-            self.wake_up(peer)
-            self.send(peer, NOOP_PACKET)
+            if peer.is_waiting:
+                job = self.take(peer)
+                assert job is not None
+                self.assign(peer, job)
+            else:
+                self.wake_up(peer)
+                self.send(peer, NOOP_PACKET)
             if self.options.wake_one:
                 return
 
@@ -202,6 +234,11 @@ class JobTable:
                 worker.running[job] = None
                 return job
         raise AssertionError("a queue counts jobs that it does not hold")
+
+    def assign(self, worker: Peer, job: Job) -> None:
+        """Send a worker the job that it has taken."""
+        args = b"%b\0%b\0%b\0" % (job.handle, job.function.name, job.unique)
+        self.send_data(worker, JOB_ASSIGN_UNIQ, args, job.data)
 
     def finish(self, job: Job) -> None:
         """Remove a job for good, wherever it is."""

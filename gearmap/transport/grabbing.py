@@ -96,6 +96,12 @@ class GrabPolicy:
         self._servers[server] = _Server.ASLEEP
         return [(Order.SLEEP, server), *self._ask_next()]
 
+    def withdrawn(self, server: int) -> Orders:
+        """A GRAB that waited at the server was taken back."""
+        self._expect_asked(server)
+        self._rest()
+        return self._ask_next()
+
     def assigned(self, server: int) -> None:
         self._expect_asked(server)
         self.phase = Phase.HOLDING

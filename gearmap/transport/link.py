@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from gearman.protocol import (
     GEARMAN_COMMAND_CAN_DO,
     GEARMAN_COMMAND_CANT_DO,
+    GEARMAN_COMMAND_OPTION_REQ,
     GEARMAN_COMMAND_SET_CLIENT_ID,
     GEARMAN_COMMAND_WORK_COMPLETE,
     GEARMAN_COMMAND_WORK_DATA,
@@ -34,6 +35,10 @@ __all__ = ["LinkOwner", "LoopWorker", "ServerLink", "WorkerHandler"]
 FIRST_RETRY = 0.2
 LAST_RETRY = 30.0
 
+# What makes GRABs wait at the embedded server, and how its version ends. No other server is asked.
+_WAITING_GRABS = "waiting_grabs"
+_OURS = "+gearmap"
+
 
 class LinkOwner(Protocol):
     """What a link reports to."""
@@ -41,6 +46,8 @@ class LinkOwner(Protocol):
     def link_came_up(self, number: int) -> None: ...
 
     def link_went_down(self, number: int, reason: TransportError | None) -> None: ...
+
+    def grabs_wait(self, number: int) -> None: ...
 
     def noop(self, number: int) -> None: ...
 
@@ -82,6 +89,16 @@ class ServerLink(Channel):
             # Just lost: the next tick, which knows the time, sets the time of the next attempt.
             return self._now if self._retry_at is None else self._retry_at
         return super().deadline
+
+    @property
+    def grabs_wait(self) -> bool:
+        """Whether a GRAB is answered when there is a job, and taken back by PRE_SLEEP."""
+        return self.state is ChannelState.READY and self.handler.grabs_wait
+
+    def ask_for_waiting_grabs(self) -> None:
+        """Have GRABs wait at the server, if it is one that can; for a worker that has no other to ask meanwhile."""
+        if self.server_version.endswith(_OURS):
+            self.handler.send_command(GEARMAN_COMMAND_OPTION_REQ, option_name=_WAITING_GRABS)
 
     def set_tls(self, tls: Any) -> None:
         self._connection.tls = tls
@@ -129,6 +146,7 @@ class WorkerHandler(Greeting, GearmanWorkerCommandHandler):  # type: ignore[misc
         self._owner = self.channel._owner
         self._number = self.channel.number
         self._client_id = client_id
+        self.grabs_wait = False
         self.greet(
             (GEARMAN_COMMAND_SET_CLIENT_ID, {"client_id": client_id}),
             *((GEARMAN_COMMAND_CAN_DO, {"task": task}) for task in self.connection_manager.rotated_abilities()),
@@ -144,6 +162,10 @@ class WorkerHandler(Greeting, GearmanWorkerCommandHandler):  # type: ignore[misc
 
     def send_job_data(self, current_job: Any, data: Any) -> None:
         self._connection.send_with_data(GEARMAN_COMMAND_WORK_DATA, (encoded(current_job.handle),), data)
+
+    def recv_option_res(self, option_name: Payload) -> None:
+        self.grabs_wait = True
+        self._owner.grabs_wait(self._number)
 
     def recv_noop(self) -> None:
         self._owner.noop(self._number)
@@ -166,7 +188,7 @@ class WorkerHandler(Greeting, GearmanWorkerCommandHandler):  # type: ignore[misc
         self._owner.emit(unique_status(*fields))
 
     def recv_error(self, error_code: Payload, error_text: Payload) -> None:
-        """A job that the server no longer knows: it was cancelled, or requeued by a server that restarted."""
+        """A job or an option that the server does not know: cancelled, or requeued by a server that restarted."""
 
 
 class LoopWorker(GearmanWorker):  # type: ignore[misc]  # gearman3 has no types

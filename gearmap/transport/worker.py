@@ -138,6 +138,8 @@ class WorkerLinks:
         self._phase_since = now
         if self._policy.is_asleep:
             self._obey(self._policy.forget_emptiness())
+        elif self._has_waiting_grab:
+            self._take_back()
         elif self._policy.current is not None:
             self.links[self._policy.current].give_up(f"has not answered for {ANSWER_TIMEOUT:g} s")
 
@@ -165,7 +167,7 @@ class WorkerLinks:
     @property
     def _phase_limit(self) -> float | None:
         """How long the present phase may last."""
-        if self._policy.is_asleep:
+        if self._policy.is_asleep or self._has_waiting_grab:
             return IDLE_GRAB
         if self._policy.phase is Phase.ASKING and len(self.links) > 1:
             return ANSWER_TIMEOUT
@@ -252,6 +254,7 @@ class WorkerLinks:
     def pause(self) -> None:
         """Ask for no more jobs. A GRAB that is under way may still bring one."""
         self._policy.pause()
+        self._take_back()
 
     def resume(self) -> None:
         """Ask for jobs again."""
@@ -273,6 +276,7 @@ class WorkerLinks:
         names = [name.decode("utf-8", "surrogateescape") for name in self._worker.worker_abilities]
         self._leaving += [name for name in names if name not in self._leaving]
         self._obey([])
+        self._take_back()
 
     @property
     def has_left(self) -> bool:
@@ -293,12 +297,15 @@ class WorkerLinks:
         if name.encode("utf-8", "surrogateescape") in self._worker.worker_abilities:
             self._leaving.append(name)
             self._obey([])
+            self._take_back()
 
     # ---------------------------------------------------------------------------------- called by the links
 
     def link_came_up(self, number: int) -> None:
         self._due = 0.0  # at once
         self._events.append(ServerUp(self.links[number].address))
+        if len(self.links) == 1:
+            self.links[number].ask_for_waiting_grabs()
         self._obey(self._policy.came_up(number))
 
     def link_went_down(self, number: int, reason: TransportError | None) -> None:
@@ -315,7 +322,24 @@ class WorkerLinks:
         self._obey(self._policy.noop(number))
 
     def no_job(self, number: int) -> None:
-        self._obey(self._policy.no_job(number))
+        waited = self.links[number].grabs_wait
+        self._obey(self._policy.withdrawn(number) if waited else self._policy.no_job(number))
+
+    def grabs_wait(self, number: int) -> None:
+        """From now on a GRAB waits; one may wait already that is not wanted any more."""
+        if self._policy.is_paused or self._leaving:
+            self._take_back()
+
+    @property
+    def _has_waiting_grab(self) -> bool:
+        return self._policy.phase is Phase.ASKING and self.links[self._policy.current or 0].grabs_wait
+
+    def _take_back(self) -> None:
+        """Take back a GRAB that waits; NO_JOB comes then, unless a job is on its way."""
+        if self._has_waiting_grab:
+            link = self.links[self._policy.current or 0]
+            link.handler.send_bare(GEARMAN_COMMAND_PRE_SLEEP)
+            link.flush()
 
     def assigned(self, number: int, handle: Payload, task: Payload, unique: Payload, data: Payload) -> None:
         self._policy.assigned(number)

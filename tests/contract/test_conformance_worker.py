@@ -16,6 +16,8 @@ from packets import (
     JOB_ASSIGN_UNIQ,
     NO_JOB,
     NOOP,
+    OPTION_REQ,
+    OPTION_RES,
     PRE_SLEEP,
     RESET_ABILITIES,
     SUBMIT_JOB_BG,
@@ -201,6 +203,26 @@ def test_an_awake_worker_gets_no_noop(connect, f):
     worker.can_do(f)
     client.submit(f)
     assert worker.settle() == []
+
+
+def test_a_grab_waits_for_the_next_job_where_the_server_can_and_the_worker_asks_for_it(connect, job_server, f):
+    client, worker = connect(), connect()
+    worker.can_do(f)
+    answer = worker.ask(OPTION_REQ, b"waiting_grabs")
+    wanted = (OPTION_RES, b"waiting_grabs")
+    unknown = (ERROR, b"UNKNOWN_OPTION\0Server does not recognize given option")
+    assert answer == expected(job_server.kind, "waiting-grabs", gearmand=unknown, ours=wanted)
+    worker.send(GRAB_JOB_UNIQ)
+    if answer == unknown:
+        worker.expect(NO_JOB)
+        return
+    assert worker.settle() == []
+    handle = client.submit(f, b"data", unique=b"u-" + f)
+    worker.expect(JOB_ASSIGN_UNIQ, handle, f, b"u-" + f, b"data")
+    worker.send(WORK_COMPLETE, handle, b"")
+    worker.send(GRAB_JOB_UNIQ)
+    assert worker.settle() == []
+    assert worker.ask(PRE_SLEEP).command == NO_JOB
 
 
 def test_grabbing_ends_the_sleep(connect, f):

@@ -115,8 +115,10 @@ def test_busy_workers_send_no_sleeps_and_no_extra_packets(start_server, counting
     loop.until_event(session, Accepted, 200)
     loop.worker([proxy.address], on_job=echo)
     loop.until_event(session, WorkComplete, 200)
-    loop.until(lambda: proxy.counts["PRE_SLEEP"] == 1)
+    loop.until(lambda: proxy.counts["GRAB"] == 201)
+    loop.for_a_while(0.05)
     assert proxy.counts["GRAB"] == 201
+    assert proxy.counts["PRE_SLEEP"] == (0 if server.process.kind == "embedded" else 1)
     assert proxy.counts["ASSIGN"] == proxy.counts["COMPLETE"] == 200
     assert proxy.counts["NOOP"] == 0
     assert proxy.counts["RESET"] == 0
@@ -281,6 +283,58 @@ def test_a_sleeping_worker_asks_again_after_a_while(loop, fake, monkeypatch):
     loop.for_a_while(0.5)
     received = fake.receive_until(b"\0REQ\0\0\0\x04\0\0\0\0\0REQ\0\0\0\x1e\0\0\0\0")
     assert received.count(b"\x1e") == 1  # unanswered, so not repeated
+
+
+def test_an_idle_worker_of_the_embedded_server_is_handed_its_jobs(start_server, counting_proxy, loop):
+    server = start_server()
+    proxy = counting_proxy(server.address)
+    session = loop.ready_session(server.address)
+    loop.until_event(loop.worker([proxy.address], on_job=echo), ServerUp)
+    for number in range(1, 4):
+        loop.for_a_while(0.05)
+        session.submit([request(number)])
+        loop.until_event(session, WorkComplete, number)
+    if server.process.kind == "embedded":
+        assert (proxy.counts["NOOP"], proxy.counts["NO_JOB"], proxy.counts["PRE_SLEEP"]) == (0, 0, 0)
+    else:
+        assert proxy.counts["NOOP"] == 3
+
+
+def test_no_server_makes_a_worker_of_several_wait(start_server, counting_proxy, loop):
+    proxies = [counting_proxy(start_server().address) for _ in range(2)]
+    session = loop.ready_session(proxies[1].target)
+    worker = loop.worker([proxy.address for proxy in proxies], on_job=echo)
+    loop.until(lambda: all(proxy.counts["PRE_SLEEP"] for proxy in proxies))
+    session.submit([request(1)])
+    loop.until_event(session, WorkComplete)
+    assert proxies[1].counts["NOOP"] == 1
+    assert not any(link.grabs_wait for link in worker.links)
+
+
+def test_a_grab_that_waits_is_renewed_now_and_then(start_server, counting_proxy, loop, monkeypatch):
+    monkeypatch.setattr(worker_module, "IDLE_GRAB", 0.05)
+    server = start_server()
+    proxy = counting_proxy(server.address)
+    session = loop.ready_session(server.address)
+    loop.until_event(loop.worker([proxy.address], on_job=echo), ServerUp)
+    loop.until(lambda: proxy.counts["GRAB"] > 3)
+    session.submit([request(1)])
+    loop.until_event(session, WorkComplete)
+
+
+def test_a_worker_that_is_paused_while_its_grab_waits_takes_no_job_either(start_server, loop):
+    server = start_server()
+    session = loop.ready_session(server.address)
+    worker = loop.worker([server.address], on_job=echo)
+    loop.until_event(worker, ServerUp)
+    loop.for_a_while(0.05)
+    worker.pause()
+    loop.for_a_while(0.05)
+    session.submit([request(1)])
+    loop.for_a_while(0.1)
+    assert loop.of(worker, JobAssigned) == []
+    worker.resume()
+    loop.until_event(session, WorkComplete)
 
 
 def test_a_paused_worker_takes_no_job_and_goes_on_when_resumed(start_server, counting_proxy, loop):

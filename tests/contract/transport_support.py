@@ -239,7 +239,10 @@ class CountingProxy(threading.Thread):
                         buffers[end] = bytearray()
                     pairs[near], pairs[far] = far, near
                 elif each in pairs:
-                    data = each.recv(65536)
+                    try:
+                        data = each.recv(65536)
+                    except ConnectionResetError:  # closed with an answer on its way
+                        data = b""
                     if data:
                         self._count(buffers[each], data)
                         pairs[each].sendall(data)

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from gearmap.errors import ProtocolError
 from gearmap.jobserver import protocol as p
 from gearmap.jobserver.blocks import LargeData
-from gearmap.jobserver.machine import Machine
+from gearmap.jobserver.machine import WAITING_GRABS, Machine
 from gearmap.jobserver.records import JobState, Peer, ServerOptions
 from gearmap.jobserver.state import MIN_DEAD_TO_SWEEP
 
@@ -33,6 +33,13 @@ class Bench:
         worker = self.peer()
         for function in functions:
             self.say(worker, p.CAN_DO, function)
+        return worker
+
+    def waiting_worker(self, *functions):
+        """A worker whose GRAB waits for a job."""
+        worker = self.worker(*functions)
+        assert self.say(worker, p.OPTION_REQ, WAITING_GRABS) == [(p.OPTION_RES, WAITING_GRABS)]
+        assert self.say(worker, p.GRAB_JOB_UNIQ) == []
         return worker
 
     def say(self, peer, command, *args):
@@ -106,6 +113,8 @@ def check_invariants(table):
         assert all(peer in job.clients for job in peer.waiting)
         for function in peer.abilities:
             assert (peer in function.sleepers) == peer.is_sleeping
+            assert not (peer.is_waiting and function.n_waiting)
+        assert peer.is_sleeping or not peer.is_waiting
     assert sum(map(len, table.by_unique.values())) == sum(job.unique not in (b"", b"-") for job in table.jobs.values())
     assert all(job.handle in table.jobs for job in table.by_data.values())
 
@@ -227,6 +236,77 @@ def test_wake_one_wakes_the_next_sleeper_if_the_woken_one_goes_away():
     assert bench.heard(second) == [(p.NOOP, b"")]
 
 
+def test_a_grab_that_waits_is_answered_by_the_next_job(bench):
+    client, worker = bench.peer(), bench.waiting_worker(b"f", b"g")
+    handle = bench.submit(client, b"f", b"u")
+    assert bench.heard(worker) == [(p.JOB_ASSIGN_UNIQ, b"\0".join((handle, b"f", b"u", b"data")))]
+    bench.submit(client, b"g")
+    assert bench.heard(worker) == []
+
+
+def test_a_grab_does_not_wait_where_that_was_not_asked_for(bench):
+    worker = bench.worker(b"f")
+    assert bench.say(worker, p.GRAB_JOB_UNIQ) == [(p.NO_JOB, b"")]
+    bench.say(worker, p.OPTION_REQ, WAITING_GRABS)
+    assert bench.say(worker, p.GRAB_JOB) == [(p.NO_JOB, b"")]
+    bench.submit(bench.peer())
+    assert bench.heard(worker) == []
+
+
+def test_a_waiting_grab_that_is_taken_back_gets_nothing_any_more(bench):
+    worker = bench.waiting_worker(b"f")
+    assert bench.say(worker, p.PRE_SLEEP) == [(p.NO_JOB, b"")]
+    bench.submit(bench.peer())
+    assert bench.heard(worker) == []
+
+
+def test_taking_a_grab_back_too_late_changes_nothing(bench):
+    client, worker = bench.peer(), bench.waiting_worker(b"f")
+    bench.submit(client)
+    ((assigned, _),) = bench.heard(worker)
+    assert assigned == p.JOB_ASSIGN_UNIQ
+    assert bench.say(worker, p.PRE_SLEEP) == []
+    bench.submit(client)
+    assert bench.heard(worker) == []
+
+
+@pytest.mark.parametrize("wake_one", [False, True])
+def test_a_job_goes_to_one_waiting_grab_and_wakes_nobody_else(wake_one):
+    bench = Bench(wake_one=wake_one)
+    first, second = bench.waiting_worker(b"f"), bench.waiting_worker(b"f")
+    bench.submit(bench.peer())
+    assert [command for command, _ in bench.heard(first)] == [p.JOB_ASSIGN_UNIQ]
+    assert bench.heard(second) == []
+    bench.submit(bench.peer())
+    assert [command for command, _ in bench.heard(second)] == [p.JOB_ASSIGN_UNIQ]
+
+
+def test_a_requeued_job_goes_to_a_grab_that_waits(bench):
+    busy, idle = bench.waiting_worker(b"f"), bench.waiting_worker(b"f")
+    handle = bench.submit(bench.peer())
+    bench.machine.disconnect(busy)
+    ((assigned, body),) = bench.heard(idle)
+    assert (assigned, body.split(b"\0")[0]) == (p.JOB_ASSIGN_UNIQ, handle)
+
+
+def test_a_waiting_grab_serves_what_was_registered_meanwhile_and_not_what_was_left(bench):
+    client, worker = bench.peer(), bench.waiting_worker(b"f")
+    bench.submit(client, b"g")
+    ((assigned, body),) = bench.say(worker, p.CAN_DO, b"g")
+    assert (assigned, body.split(b"\0")[1]) == (p.JOB_ASSIGN_UNIQ, b"g")
+    bench.say(worker, p.GRAB_JOB_UNIQ)
+    bench.say(worker, p.CANT_DO, b"f")
+    bench.submit(client, b"f")
+    assert bench.heard(worker) == []
+
+
+def test_a_worker_that_goes_takes_its_waiting_grab_along(bench):
+    worker = bench.waiting_worker(b"f")
+    bench.machine.disconnect(worker)
+    handle = bench.submit(bench.peer())
+    assert bench.grab(bench.worker(b"f"))[0] == handle
+
+
 def test_a_peer_that_is_gone_is_sent_nothing(bench):
     client, worker = bench.peer(), bench.worker(b"f")
     handle = bench.submit(client)
@@ -287,6 +367,11 @@ class ServerMachine(RuleBasedStateMachine):
     @rule(who=INDEX, command=st.sampled_from([p.RESET_ABILITIES, p.PRE_SLEEP, p.GRAB_JOB, p.GRAB_JOB_UNIQ]))
     def act(self, who, command):
         self.bench.say(self.peers[who], command)
+
+    @rule(who=INDEX)
+    def have_grabs_wait(self, who):
+        self.bench.say(self.peers[who], p.OPTION_REQ, WAITING_GRABS)
+        self.bench.say(self.peers[who], p.GRAB_JOB_UNIQ)
 
     @rule(
         who=INDEX,

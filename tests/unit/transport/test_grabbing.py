@@ -35,6 +35,16 @@ def test_no_job_is_followed_by_one_sleep_and_nothing_more():
     assert policy.phase is Phase.IDLE
 
 
+def test_a_grab_that_was_taken_back_is_sent_again_unless_the_worker_is_paused():
+    policy = GrabPolicy(1)
+    policy.came_up(0)
+    assert policy.withdrawn(0) == [(GRAB, 0)]
+    policy.pause()
+    assert policy.withdrawn(0) == []
+    assert policy.phase is Phase.IDLE
+    assert policy.resume() == [(GRAB, 0)]
+
+
 def test_no_job_asks_the_next_server_in_turn():
     policy = GrabPolicy(2)
     policy.came_up(0)
