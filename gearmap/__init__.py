@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from gearmap.client import Client, LocalCluster
     from gearmap.config import RunOptions
     from gearmap.executor import GearmanExecutor
+    from gearmap.notebook.magics import load_ipython_extension as load_ipython_extension
+    from gearmap.notebook.magics import unload_ipython_extension as unload_ipython_extension
     from gearmap.overview.values import ClusterStatus
     from gearmap.runtime.futures import Future
     from gearmap.runtime.mapfuture import FailedTask, MapFuture
@@ -110,6 +112,7 @@ _HOME = {
     "imap": "gearmap.api",
     "imap_unordered": "gearmap.api",
     "last": "gearmap.api",
+    "load_ipython_extension": "gearmap.notebook.magics",
     "map": "gearmap.api",
     "map_async": "gearmap.api",
     "on_every_node": "gearmap.api",
@@ -118,6 +121,7 @@ _HOME = {
     "starmap": "gearmap.api",
     "status": "gearmap.api",
     "submit": "gearmap.api",
+    "unload_ipython_extension": "gearmap.notebook.magics",
 }
 
 

@@ -174,6 +174,9 @@ class Client(BoundOptions):
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.where}{' (closed)' if self.is_closed else ''}>"
 
+    def _repr_html_(self) -> str:
+        return self.status()._repr_html_()
+
     @property
     def is_closed(self) -> bool:
         """Whether the client was closed, or is a local cluster of the process that this one was forked from."""

@@ -150,6 +150,11 @@ class ClusterStatus:
         """The workers of all nodes."""
         return tuple(worker for node in self.nodes for worker in node.workers)
 
+    def _repr_html_(self) -> str:
+        from gearmap.overview.html import status_html  # most never ask
+
+        return status_html(self)
+
     def __str__(self) -> str:
         """One line for each thing that there is."""
         lines = [self.where]

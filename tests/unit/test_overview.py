@@ -103,3 +103,31 @@ def test_a_status_prints_as_a_line_for_each_thing() -> None:
         "  node laptop (10.0.0.1): 1 of 2 workers busy",
         "  node n2 (10.0.0.2): no answer",
     ]
+
+
+def test_as_html_it_holds_what_is_known_in_words_and_nothing_that_notebooks_remove() -> None:
+    page = status({"n1": TOLD})._repr_html_()
+    for word in ("head:4730", "no answer", "laptop/0", "busy", "4 of 20 in its chunk", "16.0 GB", "has not answered"):
+        assert word in page
+    for removed in ("<style", "var(", "role=", "aria-", "<svg", "<script"):
+        assert removed not in page
+
+
+def test_what_came_from_elsewhere_is_escaped() -> None:
+    evil = {**TOLD, "name": "<script>alert(1)</script>", "workers": [{"name": "<b>", "busy": False}]}
+    page = status({"n1": evil})._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;b&gt;" in page
+
+
+def test_a_thousand_workers_are_counted_and_not_all_shown() -> None:
+    many = {**TOLD, "workers": [{"name": f"w{number}", "busy": False} for number in range(1000)]}
+    page = status({"n1": many})._repr_html_()
+    assert "960 more workers" in page
+    assert page.count("idle") == 40
+
+
+def test_without_nodes_it_says_how_to_start_one() -> None:
+    nobody = ServerAnswer(server="head:4730", origin="an argument", version="1.1.20")
+    seen = cluster_status(where="x", taken=0.0, answers=[nobody], described={}, key_id=KEY, python="3.11")
+    assert "gearmap worker" in seen._repr_html_()
