@@ -6,7 +6,12 @@ import os
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# How long an example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("gearmap", deadline=None)
+hypothesis.settings.load_profile("gearmap")
 
 _PREFIXES = ("GEARMAP_", "GEARMAN_")
 
