@@ -180,6 +180,8 @@ class NotRunReport:
     `charged` is the position that is blamed (a child died of it, or it ran too long); everything else is run again
     uncharged. A time-out that charges nobody is one that came too late: the child had moved on.
     `loading` says that the child had not begun that task: it died of unpickling what the task needs.
+    `output` and `seconds` are what the charged task printed and how long it ran, as far as is known; the engine only
+    hands them on.
     `failure` is what every task fails with if no other worker can do better (a package that is missing), or what the
     initializer raised. `why` is the node's own word for the reason.
     """
@@ -190,6 +192,8 @@ class NotRunReport:
     failure: object = None
     why: str = ""
     loading: bool = False
+    output: object = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +302,7 @@ class LoseTask:
     """The task was lost too often.
 
     `span` is where its arguments are, if they may be unpickled; `alone` says that its last attempt had no other task.
+    `output` is what it printed in that.
     """
 
     task: int
@@ -306,11 +311,15 @@ class LoseTask:
     worker: str | None
     span: Span | None = field(default=None, compare=False, repr=False)
     alone: bool = field(default=True, compare=False)
+    output: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class TimeOutTask:
-    """The task ran too long, in the last of the `allowed` attempts; `span` is where its arguments are."""
+    """The task ran too long, in the last of the `allowed` attempts.
+
+    `span` is where its arguments are, `output` what it printed in that attempt, `seconds` how long it ran.
+    """
 
     task: int
     attempts: int
@@ -318,6 +327,8 @@ class TimeOutTask:
     worker: str | None
     detail: str = ""
     span: Span | None = field(default=None, compare=False, repr=False)
+    output: object = field(default=None, compare=False, repr=False)
+    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

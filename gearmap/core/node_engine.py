@@ -50,7 +50,8 @@ _NEVER = float("inf")
 class _Execution:
     """One job of a worker. `child` is None until a child has it; `give_back_at` is set for one that is not run.
 
-    `stopping` says why it is being stopped, and `detail` tells people more.
+    `stopping` says why it is being stopped, and `detail` tells people more; `seconds` is how long the task ran that is
+    stopped for that.
     """
 
     id: bytes
@@ -66,6 +67,7 @@ class _Execution:
     nobody_waits: int = 0
     stopping: ne.NodeReason | None = None
     detail: str = ""
+    seconds: float = 0.0
 
     @property
     def deadline(self) -> float:
@@ -397,7 +399,8 @@ class NodeEngine:
             return
         clock = execution.clock
         if clock.sees(event.position, now):
-            execution.detail = f"stopped after {now - clock.since:.2f} s"
+            execution.seconds = now - clock.since
+            execution.detail = f"stopped after {execution.seconds:.2f} s"
             self._stop(execution, ne.NodeReason.TIMED_OUT, now, out)
         else:
             self._next_look = min(self._next_look, clock.next_look)
@@ -496,5 +499,5 @@ def _verdict(worker: int, execution: _Execution, event: ne.ChildGone) -> ne.Answ
         assert execution.clock is not None
         # A child that has gone on had committed the task that took so long: that one is done, and nobody is charged.
         overdue = event.position if event.position == execution.clock.position else None
-        return ne.AnswerNotRun(worker, reason, overdue, execution.detail)
+        return ne.AnswerNotRun(worker, reason, overdue, execution.detail, execution.seconds)
     return ne.AnswerNotRun(worker, reason)

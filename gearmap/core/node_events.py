@@ -249,12 +249,16 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class AnswerNotRun:
-    """Complete the worker's job with what was committed and a NOT_RUN for the rest."""
+    """Complete the worker's job with what was committed and a NOT_RUN for the rest.
+
+    `seconds` is how long the charged task ran, 0.0 if that is not known.
+    """
 
     worker: int
     reason: NodeReason
     charged: int | None = None
     detail: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

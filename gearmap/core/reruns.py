@@ -174,7 +174,18 @@ class Reruns:
         if policy.retry_timeouts and self._retry(attempt, task, now):
             return
         allowed = 1 + policy.retries + history.losses if policy.retry_timeouts else history.attempts
-        out.append(ev.TimeOutTask(task, history.attempts, allowed, worker, report.detail, self._span(task)))
+        out.append(
+            ev.TimeOutTask(
+                task,
+                history.attempts,
+                allowed,
+                worker,
+                report.detail,
+                self._span(task),
+                output=report.output,
+                seconds=report.seconds,
+            )
+        )
         self._fail(task, out)
 
     def _part_failed(self, attempt: Attempt, now: float) -> None:
@@ -217,7 +228,9 @@ class Reruns:
             return [*reruns, _Rerun([(culprit, culprit + 1)], replace(known, avoid=avoid, losses=losses))]
         # What killed a process when it was unpickled must not be unpickled by the client, to be told.
         span = None if report.loading else self._span(culprit)
-        out.append(ev.LoseTask(culprit, losses, report.detail, worker, span, alone=attempt.size == 1))
+        out.append(
+            ev.LoseTask(culprit, losses, report.detail, worker, span, alone=attempt.size == 1, output=report.output)
+        )
         self._fail(culprit, out)
         return reruns
 

@@ -138,7 +138,7 @@ def encode_job(
     return FRAME.pack(JOB, _META_BYTES.size + size + sealed_bytes) + _META_BYTES.pack(size) + meta
 
 
-def main(pipe: socket.socket, index: Any, told: ChildSettings, node_line: socket.socket) -> None:
+def main(pipe: socket.socket, memory: Any, told: ChildSettings, node_line: socket.socket) -> None:
     """Run jobs until the pipe ends. Never returns."""
     global is_child, settings, line
     is_child = True
@@ -147,7 +147,7 @@ def main(pipe: socket.socket, index: Any, told: ChildSettings, node_line: socket
     code = DEFECT_EXIT
     try:
         _become_independent()
-        _serve(pipe, memoryview(index).cast("B").cast("q"))
+        _serve(pipe, memory)
         code = 0
     except BaseException as error:
         # What a task raises never comes here. Whoever reads that a worker was lost must find the reason.
@@ -157,15 +157,16 @@ def main(pipe: socket.socket, index: Any, told: ChildSettings, node_line: socket
         os._exit(code)
 
 
-def _serve(pipe: socket.socket, index: memoryview) -> None:
+def _serve(pipe: socket.socket, memory: Any) -> None:
     if settings.cwd is not None:
         os.chdir(settings.cwd)
         sys.path.append(settings.cwd)  # last: modules there are found, and hide none of Python's own
     try:
         pipe.sendall(FRAME.pack(READY, 0))
         from gearmap.runtime.childrun import Runner
+        from gearmap.runtime.slate import Slate
 
-        runner = Runner(pipe, index, settings)
+        runner = Runner(pipe, Slate(memory), settings)
         while (job := _read_job(pipe)) is not None:
             runner.run(job)
     except (BrokenPipeError, ConnectionResetError):

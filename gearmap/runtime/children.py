@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 from collections import deque
-from ctypes import c_int64
+from ctypes import c_byte
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from gearmap.runtime.child import (
 )
 from gearmap.runtime.memory_use import high_water_bytes, total_bytes
 from gearmap.runtime.nodeline import NodeLine
+from gearmap.runtime.slate import SLATE_BYTES, Kept, Slate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +99,9 @@ class Child:
         self.number = number
         self._context = context
         self._settings = settings
-        self._index = context.RawArray(c_int64, 1)
+        self._memory = context.RawArray(c_byte, SLATE_BYTES)
+        self._slate = Slate(self._memory)
+        self._index = self._slate.index
         self._process: Any = None
         self._pipe: socket.socket | None = None
         self._reports: list[Report] = []
@@ -128,7 +131,7 @@ class Child:
                 end.setsockopt(socket.SOL_SOCKET, option, _PIPE_BYTES)
         line, their_line = socket.socketpair()
         process = self._context.Process(
-            target=main, args=(theirs, self._index, self._settings, their_line), name=f"gearmap-child-{self.number}"
+            target=main, args=(theirs, self._memory, self._settings, their_line), name=f"gearmap-child-{self.number}"
         )
         try:
             process.start()
@@ -168,6 +171,11 @@ class Child:
         """The position of the task that runs; None if none does: nothing but loading goes on."""
         index = int(self._index[0])
         return index if index >= 0 else None
+
+    def printed(self) -> list[tuple[str, Kept]]:
+        """Return what the task that the child is at has printed so far, by the names of the streams."""
+        kept = [(name, strip.read()) for name, strip in self._slate.strips.items()]
+        return [each for each in kept if each[1].data]
 
     def saw_memory(self, used_bytes: int = 0) -> None:
         """Take in how much memory the child uses with all that it started; how much it ever used is looked up here."""

@@ -26,6 +26,7 @@ from gearmap.runtime import task
 from gearmap.runtime.child import INITIALIZING, LOADING, ChildSettings, Job, receive
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.coroutines import awaited
+from gearmap.runtime.slate import Slate
 from gearmap.runtime.upkeep import Upkeep
 from gearmap.wire import envelope
 from gearmap.wire.jobheader import BlockHeader, BlockKind, HeaderMemo, JobHeader
@@ -48,16 +49,16 @@ KEPT_FUNCTIONS = 16
 class Runner:
     """Runs jobs and keeps what the next one can use again."""
 
-    def __init__(self, pipe: socket.socket, index: memoryview, settings: ChildSettings) -> None:
+    def __init__(self, pipe: socket.socket, slate: Slate, settings: ChildSettings) -> None:
         self._pipe = pipe
-        self._index = index
+        self._index = slate.index
         self._settings = settings
         self._headers = HeaderMemo()
         self._functions: OrderedDict[tuple[str, str], Callable[..., Any]] = OrderedDict()
         self._place: tuple[Any, ...] = ()
         self._tenant = ""
         self._retried: tuple[str, tuple[type[BaseException], ...]] = ("", ())
-        self._upkeep = Upkeep(pipe)
+        self._upkeep = Upkeep(pipe, slate)
         self._home = os.getcwd()
 
     def run(self, job: Job) -> None:
@@ -243,8 +244,9 @@ def _run_single(fn: Callable[..., Any], payload: Any, index: memoryview, committ
         index[0] = 0
         result = fn(*args, **kwargs)
     except BaseException as error:
+        seconds = perf_counter() - began
         upkeep.collect(0, committer, error)
-        committer.failed(0, error, _shown(fn, loads, payload))
+        committer.failed(0, error, _shown(fn, loads, payload), seconds)
         return
     if upkeep.marks:
         upkeep.collect(0, committer)
@@ -270,7 +272,7 @@ def _run_tasks(
     results: list[Any] = []
     first = position
     marks = upkeep.marks
-    began = perf_counter()
+    began = read = perf_counter()
     while position < stop:
         at = position
         try:
@@ -281,11 +283,14 @@ def _run_tasks(
                 if marks:
                     break
         except BaseException as error:
-            committer.commit(first, results, perf_counter() - began)
+            now = perf_counter()
+            seconds = (now - read) / (position - at + 1)
+            committer.commit(first, results, now - began)
             upkeep.collect(position, committer, error)
-            committer.failed(position, error, shown(item))
+            committer.failed(position, error, shown(item), seconds)
             position += 1
             results, first, began = [], position, perf_counter()
+            read = began
             if upkeep.restore():
                 continue
             return
@@ -293,11 +298,13 @@ def _run_tasks(
             raise RuntimeError(f"the job announced {stop} tasks, its arguments hold {position}")
         if marks and not upkeep.between(position - 1, committer):
             break
-        elapsed = perf_counter() - began
+        read = perf_counter()
+        elapsed = read - began
         if position < stop and (elapsed >= COMMIT_SECONDS or committer.holds_much):
             committer.commit(first, results, elapsed)
             group = _group(elapsed, position - first)
             results, first, began = [], position, perf_counter()
+            read = began
             if not upkeep.worked(elapsed, is_tiny=group > 1):
                 return
         elif group == 1:

@@ -34,6 +34,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from gearmap.runtime.slate import Slate
 from gearmap.runtime.taskoutput import OutputStream
 
 __all__ = ["Surroundings"]
@@ -53,6 +54,8 @@ class Surroundings:
 
     Parameters
     ----------
+    slate
+        Keeps what tasks print.
     marks
         Gets "folder" or "environment" when a task is about to change it. Whoever sees it calls `restore`.
 
@@ -62,9 +65,11 @@ class Surroundings:
         What stands for `sys.stdout` and `sys.stderr`.
     """
 
-    def __init__(self, marks: list[str]) -> None:
+    def __init__(self, slate: Slate, marks: list[str]) -> None:
         self._marks = marks
-        self.streams = (OutputStream("stdout", 1, marks), OutputStream("stderr", 2, marks))
+        self.streams = tuple(
+            OutputStream(name, fd, slate.strips[name], marks) for name, fd in (("stdout", 1), ("stderr", 2))
+        )
         self._armed: dict[str, _Alarm] = {}
         self._changed: set[str] = set()
         self._spares: list[int] = []

@@ -30,7 +30,7 @@ __all__ = ["COMMIT_SECONDS", "Committer"]
 COMMIT_SECONDS = 0.001
 
 # What tasks printed, held back for an outcome. Raised: fewer outcomes of tasks that print much; lowered: less memory.
-_HELD_CHARS = 262144
+_HELD_BYTES = 262144
 
 
 class Committer:
@@ -53,6 +53,7 @@ class Committer:
         self._sequence = 0
         self._held: list[tuple[int, list[Any]]] = []
         self._held_failures: list[Any] = []
+        self._seconds: tuple[float, ...] = ()
         self._for_good: tuple[int, ...] = ()
         self._printed: list[Printed] = []
         self._elapsed = 0.0
@@ -84,10 +85,11 @@ class Committer:
     @property
     def holds_much(self) -> bool:
         """Whether so much was printed that it should not be held any longer."""
-        return bool(self._printed) and sum(len(each.text) for each in self._printed) >= _HELD_CHARS
+        return bool(self._printed) and sum(len(each.data) for each in self._printed) >= _HELD_BYTES
 
-    def failed(self, position: int, error: BaseException, call: str = "") -> None:
-        """Write that a task raised."""
+    def failed(self, position: int, error: BaseException, call: str = "", seconds: float | None = None) -> None:
+        """Write that a task raised, after so many seconds if it had begun."""
+        self._seconds = () if seconds is None else (seconds,)
         self._held_failures.append(describe_exception(error, position, call=call))
         # As an except clause matches, which asks no class for its opinion.
         if not any(cls in self.retried for cls in type(error).__mro__):
@@ -141,6 +143,7 @@ class Committer:
             message.write_to(self._pipe.sendall)
         self._sequence += 1
         self._held, self._held_failures, self._for_good, self._elapsed = [], [], (), 0.0
+        self._seconds = ()
         if self._printed:
             self._printed = []
 
@@ -153,6 +156,7 @@ class Committer:
                 return encoded
         outcome = Outcome(
             failures=tuple(self._held_failures),
+            seconds=self._seconds,
             for_good=self._for_good,
             printed=tuple(self._printed),
             not_run=not_run,

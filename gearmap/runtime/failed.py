@@ -11,6 +11,7 @@ from gearmap.errors import RemoteTraceback
 from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.wording import failure_note
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
+from gearmap.wire.printed import NO_OUTPUT, Output
 
 __all__ = ["Failed"]
 
@@ -33,6 +34,16 @@ class Failed:
     cause: TaskFailure | GivenUp | BaseException
     attempts: int
     worker: str | None
+
+    @property
+    def output(self) -> Output:
+        """What it printed in its last attempt."""
+        return self.cause.output if isinstance(self.cause, TaskFailure | GivenUp) else NO_OUTPUT
+
+    @property
+    def seconds(self) -> float | None:
+        """How long that took, if it is known."""
+        return self.cause.seconds if isinstance(self.cause, TaskFailure | GivenUp) else None
 
     @property
     def call(self) -> str:

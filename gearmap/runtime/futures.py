@@ -234,18 +234,22 @@ class Future(concurrent.futures.Future[T]):
     def duration(self) -> float | None:
         """Seconds that the task took: exact if its result came by itself, else the mean of those that came together.
 
-        None while there is no result, and for tasks that failed.
+        Of a task that ran too long it is what it took until it was stopped. None while the task is not settled, and
+        if nobody knows: of a worker that was lost.
         """
         result = self._result
         if type(result) is ResultBatch:
             return result.seconds
+        error = self._exception
+        if isinstance(error, PendingFailure):
+            return error.failure.seconds
         return getattr(self, "_seconds", None)  # set when the result was taken from its batch
 
     @property
     def stdout(self) -> str:
         """What the task wrote to `sys.stdout`, once it is settled; of much, the beginning and the end.
 
-        It is that of the attempt that gave the result or failed for good. Of a worker that was lost nothing is known.
+        It is that of the attempt that gave the result or failed for good, also if that ended with its process.
         """
         return self._printed().stdout
 
@@ -260,7 +264,7 @@ class Future(concurrent.futures.Future[T]):
             return result.outputs.get(self._offset, NO_OUTPUT)
         error = self._exception
         if isinstance(error, PendingFailure):
-            return error.failure.output if isinstance(error.failure, TaskFailure) else NO_OUTPUT
+            return error.failure.output
         return getattr(self, "_output", NO_OUTPUT)  # set when the result was taken from its batch
 
     def cancelled(self) -> bool:

@@ -11,6 +11,7 @@ from gearmap.core import events as ev
 from gearmap.errors import ClockSkew, ClusterBroken, GearmapError, RemoteTraceback, TaskError, TaskTimeout, WorkerLost
 from gearmap.runtime.sentcall import SentCall
 from gearmap.wire.failure import TaskFailure
+from gearmap.wire.printed import NO_OUTPUT, Output
 
 __all__ = ["GivenUp", "broken_run"]
 
@@ -25,6 +26,8 @@ class GivenUp:
     attempts: int
     worker: str | None
     call: SentCall | None = None
+    output: Output = NO_OUTPUT
+    seconds: float | None = None
 
     @property
     def type_name(self) -> str:
@@ -43,6 +46,7 @@ class GivenUp:
             attempts=news.losses,
             worker=news.worker,
             call=call,
+            output=_output(news.output),
         )
 
     @classmethod
@@ -58,6 +62,8 @@ class GivenUp:
             attempts=news.attempts,
             worker=news.worker,
             call=call,
+            output=_output(news.output),
+            seconds=news.seconds,
         )
 
     def error(self) -> TaskError:
@@ -67,6 +73,11 @@ class GivenUp:
         return self.kind(
             f"task {self.task}{shown} {self.reason}", task_index=self.task, attempts=self.attempts, worker=self.worker
         )
+
+
+def _output(opaque: object) -> Output:
+    """Return what the engine has handed on."""
+    return opaque if isinstance(opaque, Output) else NO_OUTPUT
 
 
 def _guess(detail: str) -> str:

@@ -26,6 +26,7 @@ from gearmap.runtime.futures import AWAIT_HEARTBEAT, Future
 from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.report import write_report
 from gearmap.wire.outcome import describe_call
+from gearmap.wire.printed import Output
 
 __all__ = ["FailedTask", "Launch", "MapFuture", "Runner"]
 
@@ -62,6 +63,10 @@ class FailedTask:
         How often it was submitted.
     worker
         The last worker that had it, or None.
+    duration
+        Seconds that its last attempt took, or None if nobody knows: its worker was lost.
+    stdout, stderr
+        What it printed in its last attempt; of much, the beginning and the end.
     """
 
     def __init__(self, record: MapRecord, failed: Failed) -> None:
@@ -71,6 +76,8 @@ class FailedTask:
         self.task_index = failed.task
         self.attempts = failed.attempts
         self.worker = failed.worker
+        self.duration = failed.seconds
+        self.stdout, self.stderr = failed.output
 
     @property
     def exception(self) -> BaseException:
@@ -357,8 +364,10 @@ class MapFuture(Generic[R]):
             future: Future[R] = Future(task)
             future.set_running_or_notify_cancel()
             failed = self.record.failed.get(task)
+            future._output = self.record.output_of(task)
             if failed is not None:
                 future.attempts, future.worker = failed.attempts, failed.worker
+                future._seconds = failed.seconds
                 future.set_exception(failed.error(total=self.record.total))
             else:
                 future.set_result(self.record.results_of(task, task + 1)[0])
@@ -381,6 +390,13 @@ class MapFuture(Generic[R]):
         with self._condition:
             failed = sorted(self.record.failed.items())
         return [FailedTask(self.record, each) for _, each in failed]
+
+    def output(self, task: int) -> Output:
+        """Return what a settled task printed, as `.stdout` and `.stderr`; of much, the beginning and the end.
+
+        Of all tasks together 4 MiB are kept, the newest; for what is not there, both are empty.
+        """
+        return self.record.output_of(task)
 
     def resume(self, fn: Callable[..., R] | None = None) -> list[R]:
         """Run every task that has no result: failed, cancelled, or never read from the iterables; return all results.

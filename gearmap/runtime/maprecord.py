@@ -19,12 +19,16 @@ from gearmap.errors import ConfigurationError, RunTimeout
 from gearmap.runtime.arguments import ArgumentSource, pickle_block
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.report import RunNotes
+from gearmap.wire.printed import NO_OUTPUT, Output
 from gearmap.wire.serializer import loads
 
 __all__ = ["MapRecord"]
 
 # Runs of a map that are spoken of in a report, the newest.
 KEPT_NOTES = 10
+
+# What tasks printed, of all of them together. Raised: more can be asked for later; lowered: less memory.
+KEPT_OUTPUT_CHARS = 4 * 1024 * 1024
 
 # How a message says that nothing is lost.
 GOES_ON = "; gearmap.last().resume() goes on"
@@ -55,6 +59,8 @@ class MapRecord:
         self._ledger: Ledger[Any] = Ledger()
         self._results: list[Any] = []
         self._readers: list[deque[TaskRange]] = []
+        self._outputs: dict[int, Output] = {}
+        self._output_chars = 0
 
     # -------------------------------------------------------------------------------------------- for whoever runs it
 
@@ -123,10 +129,21 @@ class MapRecord:
 
     def fail(self, failed: Failed) -> None:
         """Take in that a task has no result."""
+        self.printed(failed.task, failed.output)
         with self.condition:
             self.failed[failed.task] = failed
             self._ledger.failed(failed.task)
             self._tell(failed.task, failed.task + 1)
+
+    def printed(self, task: int, output: Output) -> None:
+        """Keep what a task printed; what others printed before may have to go for it."""
+        if not any(output):
+            return
+        with self.condition:
+            self._output_chars += sum(map(len, output)) - sum(map(len, self._outputs.pop(task, NO_OUTPUT)))
+            while self._outputs and self._output_chars > KEPT_OUTPUT_CHARS:
+                self._output_chars -= sum(map(len, self._outputs.pop(next(iter(self._outputs)))))
+            self._outputs[task] = output
 
     def _tell(self, first: int, stop: int) -> None:
         for reader in self._readers:
@@ -195,6 +212,10 @@ class MapRecord:
     def settled_until(self, first: int) -> int:
         """Return the first task from `first` on that is not settled, or the number of tasks known."""
         return self._ledger.settled_until(first)
+
+    def output_of(self, task: int) -> Output:
+        """Return what a task printed, as far as it is kept."""
+        return self._outputs.get(task, NO_OUTPUT)
 
     def subscribe(self) -> deque[TaskRange]:
         """Return what is settled now, to be appended to whatever is settled from now on."""

@@ -167,6 +167,9 @@ class MapRun:
         first, size, batch, offset, worker = piece
         self._notes.arrived(worker, size, time.monotonic() - self._began)
         if batch.outputs:
+            for at, output in batch.outputs.items():
+                if offset <= at < offset + size:
+                    self._record.printed(first + at - offset, output)
             print_again(batch, offset, size)
         try:
             values = batch.values()

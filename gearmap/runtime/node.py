@@ -43,7 +43,7 @@ from gearmap.transport.events import (
 )
 from gearmap.transport.poller import Poller, Waker
 from gearmap.transport.worker import WorkerLinks
-from gearmap.wire.outcome import NotRun, NotRunReason, Outcome
+from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, Printed
 
 __all__ = ["Node"]
 
@@ -307,6 +307,7 @@ class Node:
             elif isinstance(report, Ready):
                 self._do(ne.ChildReady(child.number))
             elif isinstance(report, Ended):
+                self._keep_last_words(child)
                 self._children.forget(child)
                 self._do(
                     ne.ChildGone(
@@ -322,6 +323,12 @@ class Node:
             index = self._engine.worker_of(child.number)
             work = None if index is None else self._workers[index].work
             child.line.answer(*self._nested.answer(request, work, time.monotonic()))
+
+    def _keep_last_words(self, child: Child) -> None:
+        index = self._engine.worker_of(child.number)
+        work = None if index is None else self._workers[index].work
+        if work is not None:
+            work.last_words = child.printed()
 
     def _on_committed(self, child: Child, report: Committed) -> None:
         index = self._engine.worker_of(child.number)
@@ -412,7 +419,11 @@ class Node:
         if reason is NotRunReason.EXPIRED:
             detail = f"the clock of {worker.name} says {time.time():.0f}, the job was good until {work.prefix.expiry}"
         not_run = NotRun(reason=reason, detail=detail)
-        outcome = Outcome(not_run=not_run, final=True, worker=worker.name, beat=answer.charged)
+        charged = answer.charged
+        printed = () if charged is None else tuple(Printed(charged, name, *kept) for name, kept in work.last_words)
+        outcome = Outcome(
+            not_run=not_run, final=True, worker=worker.name, beat=charged, printed=printed, elapsed=answer.seconds
+        )
         work.commit_own(outcome)
         worker.links.complete(work.job, work.take_committed())
         self._touched.add(worker)

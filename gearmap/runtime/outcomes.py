@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 from gearmap.core import events as ev
@@ -190,8 +191,11 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
     failures = outcome.failures
     for_good = frozenset(outcome.for_good)
     outputs = by_position(outcome.printed)
-    if outputs:
-        failures = tuple(replace(each, output=outputs.get(each.position, NO_OUTPUT)) for each in failures)
+    if outputs or outcome.seconds:
+        failures = tuple(
+            replace(each, output=outputs.get(each.position, NO_OUTPUT), seconds=seconds)
+            for each, seconds in zip_longest(failures, outcome.seconds[: len(failures)])
+        )
     if not_run is not None:
         failure = None
         if not_run.reason in _OF_NO_TASK and failures:
@@ -199,7 +203,16 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
         kind = _KINDS.get(not_run.reason, ev.NotRunKind.AGAIN)
         charged = outcome.beat if kind in _CHARGED else None
         is_loading = not_run.reason is NotRunReason.DIED_LOADING
-        report = ev.NotRunReport(kind, not_run.detail, charged, failure, not_run.reason.value, is_loading)
+        report = ev.NotRunReport(
+            kind,
+            not_run.detail,
+            charged,
+            failure,
+            not_run.reason.value,
+            is_loading,
+            output=None if charged is None else outputs.get(charged),
+            seconds=outcome.elapsed if kind is ev.NotRunKind.TIMED_OUT and outcome.elapsed else None,
+        )
     event = ev.OutcomeArrived(
         attempt=attempt,
         execution=execution,

@@ -9,7 +9,6 @@ import sys
 
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
-from gearmap.wire.outcome import TaskFailure
 from gearmap.wire.printed import Output
 
 __all__ = ["print_again", "print_failed"]
@@ -24,8 +23,7 @@ def print_again(batch: ResultBatch, offset: int, size: int) -> None:
 
 def print_failed(failed: Failed) -> None:
     """Print what a task printed before it failed."""
-    if isinstance(failed.cause, TaskFailure):
-        _print(failed.cause.output)
+    _print(failed.output)
 
 
 def _print(output: Output) -> None:

@@ -3,7 +3,8 @@
 What must not live here: whose output it is (`childrun`), how it travels (`wire.outcome`), and file descriptors: what C
 code writes to 1 and 2 goes where the node's own goes.
 
-Rule 1: memory is bounded, however much a task writes: its beginning and its end are kept, and how much is missing.
+Rule 1: memory is bounded, however much a task writes: its beginning and its end are kept, and how much is missing. It
+is memory that the node has too (`slate`), so what a task printed survives the process that it ends.
 Rule 2: a task cannot tell it from a text file by anything that people use: `buffer`, `fileno`, `reconfigure` are there,
 and `close` does nothing, because the next task writes to it too.
 Rule 3: in a forked copy of the process nobody collects, so what is written there goes straight to the descriptor.
@@ -14,15 +15,16 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import threading
 from typing import Any
 
-__all__ = ["KEPT_CHARS", "OUTPUT", "OutputStream"]
+from gearmap.runtime.slate import Kept, Strip
 
-# What is kept of one task's stream. Raised: more of a chatty task is seen; lowered: smaller outcomes.
-KEPT_CHARS = 65536
+__all__ = ["OUTPUT", "OutputStream"]
 
-# So much is gathered before the middle is thrown away. Raised: less copying; lowered: less memory.
-_GATHERED_CHARS = 4 * KEPT_CHARS
+# So much of a line that is not complete is held. Raised: less work for those who write in small pieces; lowered: less
+# is lost with the process.
+_HELD_CHARS = 4096
 
 OUTPUT = "output"
 """The mark that there is something to collect."""
@@ -37,6 +39,8 @@ class OutputStream(io.TextIOBase):
         "stdout" or "stderr".
     fd
         The descriptor of the stream that it stands for.
+    strip
+        Keeps what is written.
     marks
         Gets `OUTPUT` when there is something to collect.
     """
@@ -44,21 +48,22 @@ class OutputStream(io.TextIOBase):
     encoding = "utf-8"
     errors = "backslashreplace"
     newlines = None
-    line_buffering = False
+    line_buffering = True
     write_through = False
     mode = "w"
 
-    def __init__(self, name: str, fd: int, marks: list[str]) -> None:
+    def __init__(self, name: str, fd: int, strip: Strip, marks: list[str]) -> None:
         self.stream = name
         self.name = f"<{name}>"
         self._fd = fd
+        self._strip = strip
         self._marks = marks
+        self._lock = threading.RLock()  # a signal handler may print while its thread does
         self._is_direct = False
-        self._buffer: _Bytes | None = None
-        self._head = ""
+        self._is_marked = False
         self._parts: list[str] = []
-        self._chars = 0  # in the parts
-        self._dropped = 0
+        self._held = 0  # characters in the parts, about
+        self._buffer: _Bytes | None = None
 
     def write(self, text: str) -> int:
         """Keep text for the task's outcome."""
@@ -66,38 +71,43 @@ class OutputStream(io.TextIOBase):
         if self._is_direct:
             self._write_through(text)
             return size
-        if not self._chars and size:
+        if not self._is_marked and size:
+            self._is_marked = True
             self._marks.append(OUTPUT)
+        # Always to the same list: another thread may be storing it, and takes out only what it has read.
         self._parts.append(text)
-        self._chars += size
-        if self._chars > _GATHERED_CHARS:
-            self._drop_middle()
+        self._held += size
+        if "\n" in text or self._held > _HELD_CHARS:
+            self._store()
         return size
 
-    def take(self) -> str:
-        """Return what was written since the last call; what was left out of it is said in its middle."""
-        if len(self._head) + self._chars > KEPT_CHARS:
-            self._drop_middle()
-        head, rest, dropped = self._head, "".join(self._parts), self._dropped
-        self._head, self._parts, self._chars, self._dropped = "", [], 0, 0
-        return f"{head}\n... {dropped} characters left out ...\n{rest}" if dropped else head + rest
+    def _store(self) -> None:
+        """Put what is held where it survives this process."""
+        with self._lock:
+            parts = self._parts
+            count = len(parts)
+            text = "".join(parts[:count])
+            del parts[:count]
+            self._held = 0
+            self._strip.append(text.encode("utf-8", "backslashreplace"))
 
-    def _drop_middle(self) -> None:
-        text = "".join(self._parts)
-        room = KEPT_CHARS // 2 - len(self._head)
-        self._head += text[:room]
-        tail = text[room:][-(KEPT_CHARS // 2) :]
-        self._dropped += len(text) - room - len(tail)
-        self._parts, self._chars = [tail], len(tail)
+    def take(self) -> Kept:
+        """Return what was written since the last call."""
+        self._store()
+        with self._lock:
+            kept = self._strip.read()
+            self._strip.clear()
+            self._is_marked = False
+        return kept
 
     def go_direct(self) -> None:
         """From now on write to the descriptor."""
         self._is_direct = True
 
     def _write_through(self, text: str) -> None:
-        data = memoryview(text.encode(self.encoding, self.errors))
-        while data:
-            data = data[os.write(self._fd, data) :]
+        rest = memoryview(text.encode("utf-8", "backslashreplace"))
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
 
     # ------------------------------------------------------------------------------------- what other text files have
 
@@ -115,7 +125,9 @@ class OutputStream(io.TextIOBase):
         return True
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Make what was written survive this process; a line that is complete does so by itself."""
+        if self._parts:
+            self._store()
 
     def close(self) -> None:
         """The next task writes to it too."""
@@ -149,7 +161,7 @@ class _Bytes(io.BufferedIOBase):
         return True
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        self._text.flush()
 
     def close(self) -> None:
         """The next task writes to it too."""

@@ -22,6 +22,7 @@ from time import perf_counter
 from gearmap.runtime.childstate import Surroundings
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.forking import watch_forks
+from gearmap.runtime.slate import Slate
 from gearmap.runtime.taskoutput import OUTPUT
 from gearmap.wire.outcome import Printed
 
@@ -47,11 +48,11 @@ class Upkeep:
         Whether the process may run further tasks.
     """
 
-    def __init__(self, pipe: socket.socket) -> None:
+    def __init__(self, pipe: socket.socket, slate: Slate) -> None:
         self.marks: list[str] = []
         self.is_fit = True
         self._pipe = pipe
-        self._surroundings = Surroundings(self.marks)
+        self._surroundings = Surroundings(slate, self.marks)
         self._new: set[Hashable] = set()  # functions of which no task was looked at
         self._untidy: set[Hashable] = set()  # functions of which one had left something
         self._function: Hashable = None
@@ -103,8 +104,8 @@ class Upkeep:
         if OUTPUT in marks:
             marks[:] = [mark for mark in marks if mark != OUTPUT]
             streams = self._surroundings.streams
-            texts = [Printed(position, stream.stream, stream.take()) for stream in streams]
-            committer.printed([each for each in texts if each.text])
+            texts = [Printed(position, stream.stream, *stream.take()) for stream in streams]
+            committer.printed([each for each in texts if each.data])
 
     def between(self, position: int, committer: Committer) -> bool:
         """Do what the marks ask for after a task; return whether the process is fit for the next."""

@@ -14,6 +14,7 @@ from typing import Any
 from gearmap.core.node_events import JobNeeds
 from gearmap.runtime.child import encode_job
 from gearmap.runtime.parts import Parts
+from gearmap.runtime.slate import Kept
 from gearmap.transport.events import AssignedJob
 from gearmap.wire import envelope, seal
 from gearmap.wire.jobheader import HeaderMemo, JobHeader
@@ -38,6 +39,8 @@ class Work:
         16 random bytes.
     began
         When it was assigned (monotonic seconds).
+    last_words
+        What the task had printed that its child was at when it ended.
     """
 
     __slots__ = (
@@ -51,6 +54,7 @@ class Work:
         "execution_id",
         "header",
         "job",
+        "last_words",
         "prefix",
     )
 
@@ -71,6 +75,7 @@ class Work:
         self.header = header
         self.execution_id = execution_id
         self.began = began
+        self.last_words: list[tuple[str, Kept]] = []
         self._unique = unique
         self._context = context
         self._session_key = session_key

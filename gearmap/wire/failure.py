@@ -63,6 +63,8 @@ class TaskFailure:
         The pickled exception, or None if it does not pickle.
     output
         What the task printed until then.
+    seconds
+        How long it took, or None if that is not known.
     """
 
     position: int
@@ -72,6 +74,7 @@ class TaskFailure:
     call: str = ""
     exception: Payload | None = field(default=None, repr=False)
     output: Output = field(default=NO_OUTPUT, repr=False)
+    seconds: float | None = None
 
 
 def describe_exception(error: BaseException, position: int, *, call: str = "") -> TaskFailure:

@@ -36,7 +36,7 @@ from gearmap.wire.jsonvalues import (
     read_ranges,
     read_str,
 )
-from gearmap.wire.printed import Printed, payload_of, read_rows, rows_of, with_texts
+from gearmap.wire.printed import Printed, payload_of, read_rows, rows_of, with_data
 from gearmap.wire.serializer import explain_unpicklable, try_dumps
 
 __all__ = [
@@ -115,6 +115,8 @@ class Outcome:
         Half-open ranges of tasks whose results are in the body.
     failures
         Tasks that raised.
+    seconds
+        How long each of the failed tasks took, in the same order; empty if that is not known.
     for_good
         Those of them that need not be tried again.
     printed
@@ -122,7 +124,7 @@ class Outcome:
     not_run
         Tasks that were given back, or None.
     elapsed
-        Seconds of work that this message reports.
+        Seconds of work that this message reports. With TIMED_OUT how long the task ran.
     count
         Tasks that took these seconds.
     final
@@ -137,6 +139,7 @@ class Outcome:
 
     done: Ranges = ()
     failures: tuple[TaskFailure, ...] = ()
+    seconds: tuple[float, ...] = ()
     for_good: tuple[int, ...] = ()
     printed: tuple[Printed, ...] = ()
     not_run: NotRun | None = None
@@ -291,7 +294,7 @@ def decode_outcome(header: Buffer, body: Buffer | None = None) -> DecodedOutcome
         replace(failure, exception=next(rest)) if has_exception else failure
         for failure, has_exception in zip(outcome.failures, pickled, strict=True)
     )
-    printed = with_texts(outcome.printed, rest)
+    printed = with_data(outcome.printed, rest)
     return DecodedOutcome(outcome=replace(outcome, failures=failures, printed=printed), results=results)
 
 
@@ -342,6 +345,8 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
             ]
             for failure in outcome.failures
         ]
+    if outcome.seconds:
+        values["seconds"] = [seconds if math.isfinite(seconds) else 0.0 for seconds in outcome.seconds]
     if outcome.for_good:
         values["for_good"] = outcome.for_good
     if outcome.printed:
@@ -369,6 +374,7 @@ def _from_json(values: dict[str, Any]) -> tuple[Outcome, list[bool]]:
     outcome = Outcome(
         done=read_ranges(read_list(values, "done"), "done"),
         failures=failures,
+        seconds=tuple(read_number({"seconds": each}, "seconds") for each in read_list(values, "seconds")),
         for_good=tuple(as_int(position, "for_good") for position in read_list(values, "for_good")),
         printed=read_rows(read_list(values, "printed")),
         not_run=_read_not_run(values["not_run"]) if "not_run" in values else None,

@@ -396,7 +396,7 @@ def test_a_task_may_print_a_hundred_megabytes(one):
     assert future.stdout.endswith("xxx\nthe end")
     assert len(future.stdout) < 66_000
     left_out = 14 + 100_000_000 + 7 - 65_536
-    assert f"\n... {left_out} characters left out ...\n" in future.stdout
+    assert f"\n... {left_out} bytes left out ...\n" in future.stdout
 
 
 def test_many_tasks_of_a_chunk_may_print_much(one):

@@ -337,7 +337,7 @@ def test_a_draining_node_enforces_its_limits_and_starts_nothing_for_them() -> No
     # then
     assert of_kind(StartChild, [one for _, one in done]) == []
     assert engine.handle(ChildGone(0, 0, "SIGKILL"), 1.2) == [
-        AnswerNotRun(0, NodeReason.TIMED_OUT, 0, "stopped after 1.00 s"),
+        AnswerNotRun(0, NodeReason.TIMED_OUT, 0, "stopped after 1.00 s", 1.0),
         Exit(),
     ]
 

@@ -15,7 +15,8 @@ from gearmap.errors import ClusterBroken, ConfigurationError, RunTimeout, Worker
 from gearmap.runtime.arguments import ArgumentSource
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.mapfuture import FailedTask, MapFuture, Runner
-from gearmap.runtime.maprecord import MapRecord
+from gearmap.runtime.maprecord import KEPT_OUTPUT_CHARS, MapRecord
+from gearmap.wire.printed import Output
 
 
 class Script:
@@ -116,6 +117,18 @@ def test_a_failed_map_keeps_what_was_done_and_goes_on() -> None:
     assert (rig.launched, future.failed(), future.exception()) == ([False, True], [], None)
     with pytest.raises(ConfigurationError, match="gone"):
         failed.rerun_here()
+
+
+def test_what_tasks_printed_is_kept_of_the_newest_and_bounded() -> None:
+    record = Rig(3).record
+    half = "x" * (KEPT_OUTPUT_CHARS // 2)
+    record.printed(0, Output("a"))
+    record.printed(1, Output(half))
+    record.printed(1, Output(half[:-1]))  # again, by a later run
+    record.printed(2, Output("", half))
+    assert [record.output_of(task) for task in range(4)] == [Output("a"), Output(half[:-1]), Output("", half), Output()]
+    record.printed(3, Output("b"))
+    assert [record.output_of(task) for task in (0, 3)] == [Output(), Output("b")]
 
 
 def test_another_function_is_kept_only_if_its_run_begins() -> None:

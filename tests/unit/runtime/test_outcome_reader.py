@@ -125,7 +125,7 @@ def test_a_row_with_a_gap_is_refused_whole() -> None:
 
 
 def test_what_tasks_printed_stands_with_their_results_and_failures() -> None:
-    printed = (Printed(4, "stdout", "four"), Printed(4, "stderr", "4"), Printed(5, "stdout", "five"))
+    printed = (Printed(4, "stdout", b"four"), Printed(4, "stderr", b"4"), Printed(5, "stdout", b"five"))
     failure = describe_exception(ValueError("no"), 5)
     data = Writer().says(3, (3, 4), failures=(failure,), printed=printed)
     reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)

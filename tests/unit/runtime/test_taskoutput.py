@@ -6,66 +6,109 @@ import io
 import os
 import re
 import sys
+import threading
+import tracemalloc
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearmap.runtime.taskoutput import KEPT_CHARS, OUTPUT, OutputStream
+from gearmap.runtime.slate import HEAD_BYTES, SLATE_BYTES, TAIL_BYTES, Slate
+from gearmap.runtime.taskoutput import OUTPUT, OutputStream
+from gearmap.wire.printed import Printed
+
+KEPT_BYTES = HEAD_BYTES + TAIL_BYTES
 
 
-def stream() -> OutputStream:
-    return OutputStream("stdout", 1, [])
+def stream(marks: list[str] | None = None, fd: int = 1) -> OutputStream:
+    strip = Slate(bytearray(SLATE_BYTES)).strips["stdout"]
+    return OutputStream("stdout", fd, strip, [] if marks is None else marks)
+
+
+def taken(out: OutputStream) -> str:
+    return Printed(0, "stdout", *out.take()).text
 
 
 def test_what_is_printed_is_taken_once() -> None:
     marks: list[str] = []
-    out = OutputStream("stdout", 1, marks)
+    out = stream(marks)
     print("a", 1, sep="-", file=out)
     assert marks == [OUTPUT]
-    assert out.take() == "a-1\n"
-    assert out.take() == ""
+    assert taken(out) == "a-1\n"
+    assert taken(out) == ""
 
 
 def test_there_is_one_mark_until_it_is_taken_and_none_for_nothing() -> None:
     marks: list[str] = []
-    out = OutputStream("stdout", 1, marks)
+    out = stream(marks)
     out.write("")
     assert marks == []
     print("a", "b", file=out)
-    out.take()
+    taken(out)
     print("c", file=out)
     assert marks == [OUTPUT] * 2
+
+
+def test_lines_and_what_was_flushed_survive_the_process() -> None:
+    slate = Slate(bytearray(SLATE_BYTES))
+    out = OutputStream("stdout", 1, slate.strips["stdout"], [])
+    print("one", 1, file=out)
+    print("two", end="", file=out)
+    assert slate.strips["stdout"].read().data == b"one 1\n"
+    out.flush()
+    assert slate.strips["stdout"].read().data == b"one 1\ntwo"
+    print("x" * 5000, end="", file=out)
+    assert len(slate.strips["stdout"].read().data) == 5009
+    assert taken(out) == "one 1\ntwo" + "x" * 5000
+
+
+def test_threads_that_print_at_once_lose_nothing() -> None:
+    out = stream()
+
+    def task(name: str) -> None:
+        for number in range(300):
+            out.write(f"{name}{number}\n")
+
+    threads = [threading.Thread(target=task, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(filter(None, taken(out).split("\n"))) == sorted(f"{name}{n}" for name in "abcd" for n in range(300))
 
 
 def test_of_too_much_the_beginning_and_the_end_are_kept() -> None:
     out = stream()
     for number in range(200_000):
         print(number, file=out)
-    text = out.take()
+    text = taken(out)
     whole = "".join(f"{number}\n" for number in range(200_000))
-    assert text.startswith(whole[: KEPT_CHARS // 2])
-    assert text.endswith(whole[-KEPT_CHARS // 2 :])
-    assert f"\n... {len(whole) - KEPT_CHARS} characters left out ...\n" in text
+    assert text.startswith(whole[: KEPT_BYTES // 2])
+    assert text.endswith(whole[-KEPT_BYTES // 2 :])
+    assert f"\n... {len(whole) - KEPT_BYTES} bytes left out ...\n" in text
 
 
 def test_memory_is_bounded_while_it_is_written() -> None:
     out = stream()
-    text = "x" * 1_000_000
-    for _ in range(100):
-        out.write(text)
-        assert sum(map(len, out._parts)) + len(out._head) <= 2 * KEPT_CHARS
+    out.write("x" * 1_000_000)
+    tracemalloc.start()
+    try:
+        for _ in range(20_000):
+            out.write("1234567890" * 10)
+        assert tracemalloc.get_traced_memory()[1] < KEPT_BYTES
+    finally:
+        tracemalloc.stop()
 
 
-@given(st.lists(st.integers(min_value=0, max_value=3 * KEPT_CHARS), max_size=6))
+@given(st.lists(st.integers(min_value=0, max_value=3 * KEPT_BYTES), max_size=6))
 def test_nothing_is_left_out_uncounted(sizes: list[int]) -> None:
     out = stream()
     for size in sizes:
         out.write("x" * size)
-    text = out.take()
-    left_out = re.search(r"\n\.\.\. (\d+) characters left out \.\.\.\n", text)
-    if sum(sizes) <= KEPT_CHARS:
+    text = taken(out)
+    left_out = re.search(r"\n\.\.\. (\d+) bytes left out \.\.\.\n", text)
+    if sum(sizes) <= KEPT_BYTES:
         assert text == "x" * sum(sizes)
     else:
         assert left_out is not None
@@ -83,7 +126,7 @@ def test_bytes_are_decoded_even_if_a_character_comes_in_two_parts() -> None:
     for byte in "aé日".encode():
         assert out.buffer.write(bytes([byte])) == 1
     out.buffer.write(memoryview(b"\xff!"))
-    assert out.take() == "aé日\ufffd!"
+    assert taken(out) == "aé日\ufffd!"
 
 
 def test_it_passes_for_a_text_file() -> None:
@@ -97,7 +140,7 @@ def test_it_passes_for_a_text_file() -> None:
     assert isinstance(out, io.TextIOBase)
     assert (out.closed, out.isatty(), out.readable(), out.writable()) == (False, False, False, True)
     assert (out.fileno(), out.buffer.fileno(), out.encoding, out.name) == (1, 1, "utf-8", "<stdout>")
-    assert out.take() == "still open\nab"
+    assert taken(out) == "still open\nab"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes")
@@ -105,11 +148,11 @@ def test_in_a_forked_copy_it_writes_to_the_descriptor() -> None:
     marks: list[str] = []
     read, write = os.pipe()
     try:
-        out = OutputStream("stdout", write, marks)
+        out = stream(marks, write)
         out.go_direct()
         print("é", "\ud800", file=out)
         assert os.read(read, 100) == "é \\ud800\n".encode()
-        assert (marks, out.take()) == ([], "")
+        assert (marks, taken(out)) == ([], "")
     finally:
         os.close(read)
         os.close(write)

@@ -8,9 +8,13 @@ import pytest
 
 from gearmap.errors import EnvelopeError
 from gearmap.wire.outcome import Outcome, Printed, decode_outcome, describe_exception, encode_outcome
-from gearmap.wire.printed import Output, by_position, read_rows, with_texts
+from gearmap.wire.printed import Output, by_position, read_rows, with_data
 
-PRINTED = (Printed(2, "stdout", "é\ud800 日本\r\n\0"), Printed(7, "stderr", "x" * 100_000), Printed(7, "log", "later"))
+PRINTED = (
+    Printed(2, "stdout", "é日本\r\n\0".encode() + b"\xff"),
+    Printed(7, "stderr", b"x" * 100_000, 50_000, 17),
+    Printed(7, "log", b"later"),
+)
 
 
 def test_texts_travel_beside_results_and_failures() -> None:
@@ -24,11 +28,7 @@ def test_texts_travel_beside_results_and_failures() -> None:
 
 def test_a_header_alone_says_who_printed() -> None:
     header, _ = encode_outcome(Outcome(printed=PRINTED))
-    assert [(each.position, each.stream, each.text) for each in decode_outcome(header).outcome.printed] == [
-        (2, "stdout", ""),
-        (7, "stderr", ""),
-        (7, "log", ""),
-    ]
+    assert list(decode_outcome(header).outcome.printed) == [each._replace(data=b"") for each in PRINTED]
 
 
 def test_nothing_printed_takes_no_room() -> None:
@@ -36,21 +36,26 @@ def test_nothing_printed_takes_no_room() -> None:
 
 
 def test_streams_of_a_task_are_put_together_and_unknown_ones_left_out() -> None:
-    printed = (*PRINTED, Printed(7, "stdout", "y"))
+    printed = (*PRINTED, Printed(7, "stdout", b"y"))
     assert by_position(printed) == {2: Output(PRINTED[0].text), 7: Output("y", PRINTED[1].text)}
 
 
-@pytest.mark.parametrize("row", [1, [], [0], [0, 1], [-1, "stdout"], [0.5, "stdout"], [True, "stdout"], [0, "a", "b"]])
+@pytest.mark.parametrize(
+    "row", [1, [], [0], [0, 1], [-1, "stdout"], [0.5, "stdout"], [True, "stdout"], [0, "a", "b"], [0, "a", 1, -1]]
+)
 def test_odd_rows_are_refused(row: Any) -> None:
     with pytest.raises(EnvelopeError):
         read_rows([row])
 
 
-def test_a_text_that_is_missing_or_none_is_refused() -> None:
+def test_what_was_left_out_is_said_in_its_place_and_no_half_characters_are_shown() -> None:
+    data = "aé日".encode()[:-1] + "é!".encode()[1:]
+    assert Printed(0, "stdout", data, 5, 9).text == "aé\n... 9 bytes left out ...\n!"
+
+
+def test_a_text_that_is_missing_is_refused() -> None:
     with pytest.raises(EnvelopeError):
-        with_texts([Printed(0, "stdout")], [])
-    with pytest.raises(EnvelopeError):
-        with_texts([Printed(0, "stdout")], [[b"\xff"]])
+        with_data([Printed(0, "stdout")], [])
     header, body = encode_outcome(Outcome(printed=PRINTED))
     _, shorter = encode_outcome(Outcome(printed=PRINTED[:2]))
     with pytest.raises(EnvelopeError):
