@@ -300,6 +300,18 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
         if not self.connected or self.gearman_socket is None:
             return 1
         outgoing = self.outgoing
+        small = outgoing.take_small()
+        if small is not None:
+            try:
+                sent = self.gearman_socket.send(small)
+            except _WOULD_BLOCK:
+                sent = 0
+            except OSError as error:
+                raise self.failure(f"broke: {error.strerror or error}") from error
+            if sent == len(small):
+                return 0
+            outgoing.put_back(small[sent:])
+            return 1
         while True:
             buffers = outgoing.gather()
             if not buffers:

@@ -43,6 +43,8 @@ _WORTH_ASKING = (_Server.WOKEN, _Server.AWAKE)
 
 Orders: TypeAlias = list[tuple[Order, int]]
 
+_GRAB_THE_ONLY_ONE = (Order.GRAB, 0)
+
 
 class GrabPolicy:
     """The grab policy of one worker. Servers are numbered from 0.
@@ -109,6 +111,11 @@ class GrabPolicy:
 
     def finished(self) -> Orders:
         """The held job is done with."""
+        if len(self._servers) == 1 and not self.is_paused:
+            # Nothing to choose. This is on the way of every job.
+            self.phase, self.current = Phase.ASKING, 0
+            self.changes += 1
+            return [_GRAB_THE_ONLY_ONE]
         self._rest()
         return self._ask_next()
 

@@ -57,6 +57,22 @@ class SendQueue:
         else:
             self._waiting.append(_Source(body))
 
+    def take_small(self) -> bytes | None:
+        """Return everything that waits, joined, if that is a few small commands; else None.
+
+        Nearly always so. What the socket does not take of it comes back by `put_back`, before anything else is put.
+        """
+        waiting = self._waiting
+        if self._ready or self._n_large or not 0 < len(waiting) <= _MAX_JOINED:
+            return None
+        joined: bytes = waiting[0] if len(waiting) == 1 else b"".join(waiting)  # type: ignore[assignment, arg-type]
+        waiting.clear()
+        return joined
+
+    def put_back(self, rest: bytes) -> None:
+        """Take back the end of what `take_small` returned."""
+        self._append(rest)
+
     def gather(self) -> list[bytes | memoryview]:
         """Return the next buffers to send; empty when nothing waits.
 

@@ -156,7 +156,10 @@ class Poller:
             only = fds.get(fd)
             if only is None:
                 return []
-            self._call(fd, mask, only)
+            if mask == _READ and self._entries[only].reports:
+                only.on_readable()
+            else:
+                self._call(fd, mask, only)
             return [only]
         ready = [(fd, mask, fds[fd]) for fd, mask in waited if fd in fds]
         for fd, mask, pollable in ready:

@@ -230,7 +230,8 @@ class PacketReader:
                     break
                 else:
                     payload = bytes(view[start + _HEADER_BYTES : stop])
-                    self.commands.append((command, self._split(command, count, payload)))
+                    arguments = (payload,) if count == 1 else self._split(command, count, payload)
+                    self.commands.append((command, arguments))
             if stop < 0:
                 break
             start = stop
@@ -241,8 +242,6 @@ class PacketReader:
             self._compact()
 
     def _split(self, command: int, count: int, payload: bytes) -> tuple[Payload, ...]:
-        if count == 1:
-            return (payload,)
         if count == 0:
             if payload:
                 raise ProtocolError(f"{self._peer} sent data with Gearman command {command}, which has none")

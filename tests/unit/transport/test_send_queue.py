@@ -112,3 +112,24 @@ def test_memoryviews_of_wide_items_are_counted_in_bytes():
     queue = SendQueue()
     queue.put(b"", memoryview(array.array("d", [0.0] * 10)))
     assert sum(len(buffer) for buffer in queue.gather()) == 80
+
+
+def test_a_few_small_commands_are_taken_as_one_and_what_was_not_sent_goes_first():
+    queue = SendQueue()
+    queue.put(b"one")
+    queue.put(b"two", b"data")
+    assert queue.take_small() == b"onetwodata"
+    assert not queue
+    queue.put_back(b"data")
+    queue.put(b"three")
+    assert queue.take_small() is None
+    assert b"".join(queue.gather()) == b"datathree"
+
+
+@pytest.mark.parametrize("body", [memoryview(b"x"), bytes(LOW_WATER_BYTES)], ids=["a view", "much"])
+def test_what_is_not_small_is_not_taken_as_one(body):
+    queue = SendQueue()
+    queue.put(b"small")
+    queue.put(b"head", body)
+    assert queue.take_small() is None
+    assert b"".join(queue.gather()) == b"smallhead" + bytes(body)
