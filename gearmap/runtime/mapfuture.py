@@ -286,9 +286,13 @@ class MapFuture(Generic[R]):
         ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.add_done_callback(lambda _: ended.set_result(None))
         wrapped = asyncio.wrap_future(ended)
-        while not wrapped.done():
-            # The loop wakes now and then, so that an interrupt is not held back until the result comes.
-            await asyncio.wait({wrapped}, timeout=AWAIT_HEARTBEAT)
+        try:
+            while not wrapped.done():
+                # The loop wakes now and then, so that an interrupt is not held back until the result comes.
+                await asyncio.wait({wrapped}, timeout=AWAIT_HEARTBEAT)
+        except asyncio.CancelledError:
+            self.cancel()  # as asyncio does with every future; a notebook's Interrupt comes this way
+            raise
         return self.result()
 
     def _wait(self, timeout: float | None) -> None:

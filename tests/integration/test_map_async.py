@@ -267,6 +267,16 @@ def test_it_can_be_awaited(cluster):
     assert ticks > 5
 
 
+def test_who_stops_awaiting_it_has_cancelled_it(cluster):
+    async def main():
+        run = cluster.map_async(lambda x: time.sleep(60), range(3))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(run._wait_in_loop(), 0.1)
+        return run
+
+    assert asyncio.run(main()).cancelled()
+
+
 def test_a_client_that_is_closed_ends_it(kind):
     with gearmap.LocalCluster(1, server=kind) as client:
         run = client.map_async(lambda x: time.sleep(60), range(3))
