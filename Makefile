@@ -57,5 +57,5 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	$(PIP) install --editable '.[test]'
+	$(PIP) install --editable '.[test,browser-test,notebooks]'
 	@touch $@ $(VENV)/.installed
