@@ -23,7 +23,7 @@ class Attempt:
     `ranges` are its tasks in the order of their positions. `last_sign` is when it was sent, or when an execution was
     last heard of; `taken_at` when its job server said that a worker has it, while no execution was heard of.
     `executions` are the positions they were last known at; the newest execution comes last. `failed` are tasks that
-    raised and may go again, and when.
+    raised and may go again, and when. `worker` was heard of last, at first at `heard_at`.
     """
 
     id: int
@@ -36,6 +36,8 @@ class Attempt:
     taken_at: float = float("inf")
     executions: dict[bytes, int | None] = field(default_factory=dict)
     failed: dict[int, float] = field(default_factory=dict)
+    worker: str | None = None
+    heard_at: float = 0.0
     size: int = field(init=False)
     _bases: list[int] = field(init=False)
 

@@ -67,6 +67,11 @@ class TaskBoard:
         """Return the parts of `start .. stop` that are not settled, in order."""
         return self._runs(_OPEN_RUN, (SENT, WAITING, DELAYED), start, stop)
 
+    def first_open(self, start: int, stop: int) -> int | None:
+        """Return the first task of `start .. stop` that is not settled, or None."""
+        match = _OPEN_RUN.search(self._states, max(0, start - self._base), max(0, stop - self._base))
+        return None if match is None else self._base + match.start()
+
     def waiting_ranges(self, start: int, stop: int) -> list[TaskRange]:
         """Return the parts of `start .. stop` that may be sent, in order."""
         return self._runs(_WAITING_RUN, (WAITING,), start, stop)

@@ -26,7 +26,7 @@ from gearmap.core.board import CANCELLED, DELAYED, DONE, FAILED, SENT, WAITING, 
 from gearmap.core.chunking import TARGET_BYTES, TaskStatistics, chunk_size
 from gearmap.core.reruns import Reruns
 from gearmap.core.retry import History, RetryPolicy
-from gearmap.core.snapshot import ProgressSnapshot
+from gearmap.core.snapshot import ProgressSnapshot, WorkerView
 from gearmap.core.tally import Tally
 
 __all__ = ["BEAT_TIMEOUT", "RunEngine"]
@@ -51,6 +51,9 @@ MAX_EXECUTIONS = 5
 # How long a job server that refused a job (its queue is full) gets no other. Raised: less traffic that leads nowhere;
 # lowered: less idle time once there is room.
 REJECTION_PAUSE = 1.0
+
+# Workers that a snapshot names. Raised: more work ten times a second; lowered: fewer of a large cluster's are seen.
+SHOWN_WORKERS = 32
 
 _NEVER = float("inf")
 _FRESH = History()
@@ -115,6 +118,7 @@ class RunEngine:
         self._workers: int | None = None
         self._again = 0  # executions that job servers added
         self._earlier = 0
+        self._retried = 0
         self._input_ended = False
         self._stopped = False
         self._ended = False
@@ -184,8 +188,8 @@ class RunEngine:
             return 0
         return self._size(function, None if self._total is None else self._ahead)
 
-    def snapshot(self, elapsed: float) -> ProgressSnapshot:
-        """Return the run's progress after `elapsed` seconds."""
+    def snapshot(self, elapsed: float, now: float | None = None) -> ProgressSnapshot:
+        """Return the run's progress after `elapsed` seconds; with `now`, also what its workers do."""
         counts, ahead = self._board.counts, self._ahead
         known = self._input_ended or self._total is not None
         return ProgressSnapshot(
@@ -199,7 +203,30 @@ class RunEngine:
             elapsed=elapsed,
             workers=self._workers,
             earlier=self._earlier,
+            retried=self._retried,
+            working=() if now is None else self._working(now),
         )
+
+    def _working(self, now: float) -> tuple[WorkerView, ...]:
+        """Return what the first workers do, by name; one that was lost and is back is at work."""
+        views: dict[str, WorkerView] = {}
+        for attempt in self._attempts.values():
+            name = attempt.worker
+            if name is None or (name in views and not attempt.live):
+                continue
+            if len(views) == SHOWN_WORKERS and name not in views:
+                break
+            task = self._task_of(attempt) if attempt.live else None
+            views[name] = WorkerView(name, task, max(0.0, now - attempt.heard_at), not attempt.live)
+        return tuple(sorted(views.values(), key=lambda view: view.name))
+
+    def _task_of(self, attempt: Attempt) -> int | None:
+        """Return the task that an attempt is at: the first open one from where its worker was last known to be."""
+        for first, stop, _ in attempt.locate(attempt.suspect or 0, attempt.size):
+            task = self._board.first_open(first, stop)
+            if task is not None:
+                return task
+        return None
 
     @property
     def _ahead(self) -> int:
@@ -239,7 +266,7 @@ class RunEngine:
     def _on_beat(self, event: ev.Beat, now: float, out: list[ev.Instruction]) -> None:
         attempt = self._attempts.get(event.attempt)
         if attempt is not None and attempt.live:
-            self._sign(attempt, event.execution, event.position, now)
+            self._sign(attempt, event.execution, event.worker, event.position, now)
             self._limit_executions(attempt, now, out)
 
     def _on_outcome(self, event: ev.OutcomeArrived, now: float, out: list[ev.Instruction]) -> None:
@@ -251,7 +278,7 @@ class RunEngine:
         for number, (start, stop) in enumerate(event.done):
             self._deliver(attempt, event, number, start, stop, out)
         if attempt.live:
-            self._sign(attempt, event.execution, None, now)
+            self._sign(attempt, event.execution, event.worker, None, now)
             if event.not_run is not None:
                 self.tally.given_back(event.not_run.why or event.not_run.reason.value)
             self.tally.failures += len(event.failed)
@@ -313,11 +340,13 @@ class RunEngine:
 
     # ------------------------------------------------------------------------------------------------------- outcomes
 
-    def _sign(self, attempt: Attempt, execution: bytes, position: int | None, now: float) -> None:
+    def _sign(self, attempt: Attempt, execution: bytes, worker: str, position: int | None, now: float) -> None:
         """Take in a sign of life of one execution; a second execution is the job server's doing, and is counted."""
         attempt.last_sign = now
         self._next_check = min(self._next_check, now + self._beat_timeout)
         is_new = execution not in attempt.executions
+        if is_new:
+            attempt.worker, attempt.heard_at = worker, now
         self.tally.executions += is_new
         if is_new and attempt.executions:
             self._again += attempt.size
@@ -351,6 +380,8 @@ class RunEngine:
                     )
                 )
                 self._settle(low, high, DONE, out)
+                if attempt.history.failures:
+                    self._retried += high - low
 
     # ------------------------------------------------------------------------------------------------------ run again
 

@@ -5,7 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["ProgressSink", "ProgressSnapshot"]
+__all__ = ["FailureRow", "ProgressSink", "ProgressSnapshot", "WorkerView"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """What a worker is known to do.
+
+    Attributes
+    ----------
+    task
+        The task that it is at, or None if that is not known.
+    seconds
+        Since it was first heard of with this chunk.
+    is_lost
+        Whether nothing is expected of it any more: it has been silent for too long.
+    """
+
+    name: str
+    task: int | None
+    seconds: float
+    is_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureRow:
+    """A task that failed for good, in words; `call` and `traceback` are empty where they are not known."""
+
+    task: int
+    call: str
+    error: str
+    message: str
+    worker: str | None
+    attempts: int
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +48,8 @@ class ProgressSnapshot:
     `total` is None while nobody knows how many tasks there will be. `running` are tasks that were sent to a job server
     and have no outcome yet, `queued` those that wait to be sent. `again` counts tasks that were sent once more, or
     started once more by a job server. `earlier` of those `done` were so before this run began: it goes on where another
-    one stopped. `elapsed` is in seconds.
+    one stopped. `retried` of them are done after they had failed. `elapsed` is in seconds. `working` are the workers
+    that have tasks of the run, or had some when they were lost: the first of many.
     """
 
     total: int | None
@@ -28,6 +62,8 @@ class ProgressSnapshot:
     elapsed: float
     workers: int | None
     earlier: int = 0
+    retried: int = 0
+    working: tuple[WorkerView, ...] = ()
 
     @property
     def settled(self) -> int:
@@ -55,6 +91,12 @@ class ProgressSink(Protocol):
 
     def notice(self, text: str) -> None:
         """Show why nothing happens, such as that no worker is there; it holds until there are workers."""
+
+    def failed(self, row: FailureRow) -> None:
+        """Show a task that has failed for good."""
+
+    def printed(self, task: int, stream: str, text: str) -> None:
+        """Show, if asked, what a task has written to `"stdout"` or `"stderr"`."""
 
     def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
         """Show the last state; `note` says how the run ended, empty if all is well."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from gearmap.core.snapshot import ProgressSink, ProgressSnapshot
+from gearmap.core.snapshot import FailureRow, ProgressSink, ProgressSnapshot
 
 __all__ = ["NoSink", "SinkKind", "TqdmSink", "choose_sink", "make_sink"]
 
@@ -67,6 +67,12 @@ class NoSink:
     def notice(self, text: str) -> None:
         """Show nothing."""
 
+    def failed(self, row: FailureRow) -> None:
+        """Show nothing."""
+
+    def printed(self, task: int, stream: str, text: str) -> None:
+        """Show nothing."""
+
     def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
         """Show nothing."""
 
@@ -89,6 +95,12 @@ class TqdmSink:
     def notice(self, text: str) -> None:
         """Say it beside the bar in place of where tasks run, until there are workers."""
         self._notice = text
+
+    def failed(self, row: FailureRow) -> None:
+        """The bar counts it; the error itself is raised, or among the results."""
+
+    def printed(self, task: int, stream: str, text: str) -> None:
+        """It is printed as text, beside the bar."""
 
     def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
         """Leave the bar as it ended, with a word if that was not well."""

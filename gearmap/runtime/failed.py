@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gearmap.core.snapshot import FailureRow
 from gearmap.errors import RemoteTraceback
 from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.wording import failure_note
@@ -52,6 +53,26 @@ class Failed:
             return self.cause.call
         sent = self.cause.call if isinstance(self.cause, GivenUp) else None
         return "" if sent is None else sent.describe()
+
+    def row(self) -> FailureRow:
+        """Return it for a display; nothing is unpickled, and no exception made."""
+        cause = self.cause
+        call = traceback = ""
+        if isinstance(cause, TaskFailure):
+            error, message, call, traceback = cause.type_name, cause.message, cause.call, cause.traceback
+        elif isinstance(cause, GivenUp):
+            error, message = cause.type_name, cause.reason
+        else:
+            error, message = type(cause).__name__, str(cause)
+        return FailureRow(
+            task=self.task,
+            call=call,
+            error=error.rpartition(".")[2],
+            message=message,
+            worker=self.worker,
+            attempts=self.attempts,
+            traceback=traceback,
+        )
 
     def error(self, *, total: int | None = None, counts: str = "") -> BaseException:
         """Return the error that the task's user gets, with a note that says which task, and `counts`."""

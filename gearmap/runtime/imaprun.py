@@ -143,6 +143,7 @@ class ImapRun:
             self._arrived.add(first, size, (batch, offset))
         for failed in mail.failed:
             self._arrived.add(failed.task, 1, failed)
+            self._sink.failed(failed.row())
         self._error = self._error or mail.error
         self._end = self._end or mail.end
         self._wanted = mail.wanted or self._wanted

@@ -18,7 +18,7 @@ from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.port import WAIT_STEP, Mail, RunPort
-from gearmap.runtime.printing import print_again, print_failed
+from gearmap.runtime.printing import print_again, print_failed, show_output
 from gearmap.runtime.report import RunNotes
 from gearmap.runtime.run import Run
 
@@ -139,6 +139,7 @@ class MapRun:
         self._arrived.extend(mail.results)
         for failed in mail.failed:
             self._record.fail(failed)
+            self._sink.failed(failed.row())
         self._error = self._error or mail.error
         self._end = self._end or mail.end
         snapshot = mail.end or mail.snapshot
@@ -152,6 +153,7 @@ class MapRun:
             if mail.end is None:
                 self._sink.update(snapshot)
         for failed in mail.failed:
+            show_output(self._sink, failed.task, failed.output)
             print_failed(failed)  # last: a stream that raises, or Ctrl-C while it is slow, must not cost the books
 
     def _feed(self, size: int) -> None:
@@ -170,6 +172,7 @@ class MapRun:
             for at, output in batch.outputs.items():
                 if offset <= at < offset + size:
                     self._record.printed(first + at - offset, output)
+                    show_output(self._sink, first + at - offset, output)
             print_again(batch, offset, size)
         try:
             values = batch.values()

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 
+from gearmap.core.snapshot import ProgressSink
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.wire.printed import Output
 
-__all__ = ["print_again", "print_failed"]
+__all__ = ["print_again", "print_failed", "show_output"]
 
 
 def print_again(batch: ResultBatch, offset: int, size: int) -> None:
@@ -19,6 +20,13 @@ def print_again(batch: ResultBatch, offset: int, size: int) -> None:
     for at in sorted(batch.outputs):
         if offset <= at < offset + size:
             _print(batch.outputs[at])
+
+
+def show_output(sink: ProgressSink, task: int, output: Output) -> None:
+    """Tell a display what one task printed."""
+    for stream, text in zip(Output._fields, output, strict=True):
+        if text:
+            sink.printed(task, stream, text)
 
 
 def print_failed(failed: Failed) -> None:

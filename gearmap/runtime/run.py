@@ -309,7 +309,7 @@ class Run:
             self.consumer.noticed(notice)
         if now >= self._next_progress:
             self._next_progress = now + PROGRESS_INTERVAL
-            self.consumer.progressed(self.engine.snapshot(now - self._began))
+            self.consumer.progressed(self.engine.snapshot(now - self._began, now))
 
     # ---------------------------------------------------------------------------------------------------- server events
 

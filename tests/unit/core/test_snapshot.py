@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gearmap.core import events as ev
-from gearmap.core.engine import RunEngine
-from gearmap.core.snapshot import ProgressSnapshot
+from gearmap.core.engine import BEAT_TIMEOUT, SHOWN_WORKERS, RunEngine
+from gearmap.core.retry import RetryPolicy
+from gearmap.core.snapshot import ProgressSnapshot, WorkerView
 
 
 def snapshot(**changes: object) -> ProgressSnapshot:
@@ -77,3 +78,49 @@ def test_a_run_of_unknown_length_has_no_total_until_its_input_ends() -> None:
     assert engine.snapshot(1.0).total is None
     engine.handle(ev.InputEnded(), 0.0)
     assert engine.snapshot(1.0).total == 3
+
+
+def working_engine(size: int = 3) -> RunEngine:
+    engine = RunEngine(chunksize=size)
+    engine.handle_all([ev.ServerUp(0), ev.WorkersSeen(1), ev.AddBlock(ev.Block(0, 0, size, "f"))], 0.0)
+    return engine
+
+
+def test_what_is_done_after_it_had_failed_is_counted_as_retried() -> None:
+    engine = RunEngine(chunksize=2, policy=RetryPolicy(retries=1))
+    block = ev.AddBlock(ev.Block(0, 0, 2, "f"))
+    engine.handle_all([ev.ServerUp(0), ev.WorkersSeen(1), block, ev.InputEnded()], 0.0)
+    failed = (ev.TaskFailed(1, "boom"),)
+    again = engine.handle(ev.OutcomeArrived(1, b"x", "w", ((0, 1),), failed, final=True), 1.0)
+    assert engine.snapshot(1.0).retried == 0
+    assert any(isinstance(each, ev.Submit) for each in again)
+    engine.handle(ev.OutcomeArrived(2, b"y", "w", ((0, 1),), final=True), 101.0)
+    shot = engine.snapshot(1.0)
+    assert (shot.done, shot.retried) == (2, 1)
+
+
+def test_a_worker_is_shown_with_the_task_that_it_is_at() -> None:
+    engine = working_engine()
+    assert engine.snapshot(0.0, 0.0).working == ()
+    engine.handle(ev.Beat(1, b"x", "host-1", 0), 1.0)
+    assert engine.snapshot(3.0, 3.0).working == (WorkerView("host-1", 0, 2.0),)
+    engine.handle(ev.OutcomeArrived(1, b"x", "host-1", ((0, 1),)), 3.5)
+    assert engine.snapshot(4.0, 4.0).working == (WorkerView("host-1", 1, 3.0),)
+    engine.handle(ev.OutcomeArrived(1, b"x", "host-1", ((1, 3),), final=True), 5.0)
+    assert engine.snapshot(6.0, 6.0).working == ()
+
+
+def test_a_worker_that_has_been_silent_for_too_long_is_shown_as_lost() -> None:
+    engine = working_engine()
+    engine.handle(ev.Beat(1, b"x", "host-1", 0), 1.0)
+    engine.handle(ev.Tick(), 1.0 + BEAT_TIMEOUT)
+    (view,) = engine.snapshot(60.0, 60.0).working
+    assert (view.name, view.task, view.is_lost) == ("host-1", None, True)
+
+
+def test_only_the_first_of_many_workers_are_named() -> None:
+    engine = RunEngine(chunksize=1)
+    blocks = [ev.AddBlock(ev.Block(task, task, 1, "f")) for task in range(100)]
+    engine.handle_all([ev.ServerUp(0), ev.WorkersSeen(100), *blocks], 0.0)
+    engine.handle_all([ev.Beat(1 + each, b"%d" % each, f"w{each}", 0) for each in range(100)], 1.0)
+    assert len(engine.snapshot(2.0, 2.0).working) == SHOWN_WORKERS
