@@ -79,12 +79,15 @@ class ChildUse:
         Whose initializer it has run, or an empty string.
     is_spent
         Whether it may run no more after its present job.
+    loud_until
+        Until when it is taken for one that writes much to its descriptors; 0.0 if it is not.
     """
 
     limit: int | None = None
     tasks: int = 0
     tenant: str = ""
     is_spent: bool = False
+    loud_until: float = 0.0
 
     def suits(self, n_tasks: int, needs: JobNeeds | None) -> bool:
         """Whether the child may run a job. A fresh one may run any."""

@@ -32,6 +32,14 @@ BEAT_INTERVAL = Patience().beat_interval
 # sooner (after two answers).
 ASK_INTERVAL = 0.5
 
+# How often the node takes what a task has written to its descriptors: more often from a child that has lately written
+# so many bytes between two looks, because one that fills its pipe waits. Raised: less work for the node; lowered: who
+# writes much waits less, and what a long task says is seen sooner.
+OUTPUT_INTERVAL = 0.25
+LOUD_INTERVAL = 0.005
+LOUD_BYTES = 32768
+LOUD_SECONDS = 5.0
+
 # How long a worker that is to be avoided keeps the job before it gives it back, so that another one can be woken first.
 AVOID_DELAY = 0.2
 
@@ -63,6 +71,7 @@ class _Execution:
     next_beat: float = _NEVER
     next_forward: float = _NEVER
     next_ask: float = _NEVER
+    next_output: float = _NEVER
     give_back_at: float = _NEVER
     nobody_waits: int = 0
     stopping: ne.NodeReason | None = None
@@ -71,7 +80,7 @@ class _Execution:
 
     @property
     def deadline(self) -> float:
-        soonest = min(self.next_beat, self.next_forward, self.next_ask, self.give_back_at)
+        soonest = min(self.next_beat, self.next_forward, self.next_ask, self.next_output, self.give_back_at)
         return soonest if self.clock is None else min(soonest, self.clock.next_look)
 
 
@@ -136,6 +145,7 @@ class NodeEngine:
             ne.OutcomeCommitted: self._on_committed,
             ne.OutcomeFinal: self._on_final,
             ne.TaskSeen: self._on_task_seen,
+            ne.OutputSeen: self._on_output_seen,
             ne.MemorySeen: self._on_memory_seen,
             ne.ClientsCounted: self._on_clients,
             ne.StopExecution: self._on_stop,
@@ -300,6 +310,8 @@ class NodeEngine:
         execution.child = child
         self._workers_of[child] = worker
         self._worked.add(child)
+        if use.loud_until != 0.0:
+            execution.next_output = self._next_look = 0.0  # now: what it writes at once may be more than a pipe holds
         out.append(ne.RunJob(worker, child))
 
     def _on_child_gone(self, event: ne.ChildGone, now: float, out: list[ne.Instruction]) -> None:
@@ -348,7 +360,7 @@ class NodeEngine:
         if event.avoided:
             execution.give_back_at = first_look = now + AVOID_DELAY
         else:
-            execution.next_beat = first_look = now + FIRST_BEAT
+            execution.next_beat = execution.next_output = first_look = now + FIRST_BEAT
             if event.foreground:
                 execution.next_ask = now + ASK_INTERVAL
             if clock is not None:
@@ -405,6 +417,19 @@ class NodeEngine:
         else:
             self._next_look = min(self._next_look, clock.next_look)
 
+    def _on_output_seen(self, event: ne.OutputSeen, now: float, out: list[ne.Instruction]) -> None:
+        worker = self._workers_of.get(event.child)
+        execution = None if worker is None else self._executions[worker]
+        use = self._uses.get(event.child)
+        if execution is None or use is None or execution.stopping is not None:
+            return
+        if event.n_bytes >= LOUD_BYTES:
+            use.loud_until = now + LOUD_SECONDS
+        elif now >= use.loud_until:
+            use.loud_until = 0.0
+        execution.next_output = now + (LOUD_INTERVAL if use.loud_until else OUTPUT_INTERVAL)
+        self._next_look = min(self._next_look, execution.next_output)
+
     def _on_memory_seen(self, event: ne.MemorySeen, now: float, out: list[ne.Instruction]) -> None:
         limit, child = self._memory_limit, event.child
         if limit is None or event.used_bytes <= limit or child not in self._uses:
@@ -430,7 +455,7 @@ class NodeEngine:
         if execution.stopping is not None:
             return
         execution.stopping = reason
-        execution.next_ask = execution.next_beat = execution.next_forward = _NEVER
+        execution.next_ask = execution.next_beat = execution.next_forward = execution.next_output = _NEVER
         if execution.clock is not None:
             execution.clock.next_look = _NEVER
         if execution.child is not None:
@@ -462,6 +487,10 @@ class NodeEngine:
             if now >= execution.next_ask:
                 execution.next_ask = now + ASK_INTERVAL
                 out.append(ne.AskClients(worker))
+            if now >= execution.next_output:
+                execution.next_output = now + OUTPUT_INTERVAL
+                if execution.child is not None:
+                    out.append(ne.LookAtOutput(worker, execution.child))
             if execution.clock is not None and now >= execution.clock.next_look:
                 execution.clock.look_soon(now)
                 if execution.child is not None:

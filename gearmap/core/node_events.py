@@ -30,12 +30,14 @@ __all__ = [
     "JobTaken",
     "KillChild",
     "LookAtMemory",
+    "LookAtOutput",
     "LookAtTask",
     "MemorySeen",
     "NodeReason",
     "OpenWorkers",
     "OutcomeCommitted",
     "OutcomeFinal",
+    "OutputSeen",
     "Pause",
     "RunJob",
     "SendBeat",
@@ -173,6 +175,14 @@ class TaskSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputSeen:
+    """Somebody took what a child's task has written to its descriptors: so many bytes."""
+
+    child: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class MemorySeen:
     """Somebody looked how much memory a child and what it started use."""
 
@@ -283,6 +293,14 @@ class LookAtTask:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAtOutput:
+    """Take what the worker's child has written to its descriptors, and tell of it: `OutputSeen`."""
+
+    worker: int
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
 class LookAtMemory:
     """Find out how much memory children use: `MemorySeen` for each."""
 
@@ -312,6 +330,7 @@ Input: TypeAlias = (
     | OutcomeCommitted
     | OutcomeFinal
     | TaskSeen
+    | OutputSeen
     | MemorySeen
     | ClientsCounted
     | StopExecution
@@ -328,6 +347,7 @@ Instruction: TypeAlias = (
     | SendBeat
     | AskClients
     | LookAtTask
+    | LookAtOutput
     | LookAtMemory
     | Pause
     | Exit

@@ -98,6 +98,8 @@ is_child = False
 settings = ChildSettings()
 """What this child was told at its start."""
 
+_log = 2  # the descriptor of the node's standard error
+
 line: Line | None = None
 """Where tasks ask the node for something; see `gearmap.runtime.nodeline`."""
 
@@ -138,7 +140,7 @@ def encode_job(
     return FRAME.pack(JOB, _META_BYTES.size + size + sealed_bytes) + _META_BYTES.pack(size) + meta
 
 
-def main(pipe: socket.socket, memory: Any, told: ChildSettings, node_line: socket.socket) -> None:
+def main(pipe: socket.socket, memory: Any, told: ChildSettings, node_line: socket.socket, outlets: Any) -> None:
     """Run jobs until the pipe ends. Never returns."""
     global is_child, settings, line
     is_child = True
@@ -147,7 +149,7 @@ def main(pipe: socket.socket, memory: Any, told: ChildSettings, node_line: socke
     code = DEFECT_EXIT
     try:
         _become_independent()
-        _serve(pipe, memory)
+        _serve(pipe, memory, outlets)
         code = 0
     except BaseException as error:
         # What a task raises never comes here. Whoever reads that a worker was lost must find the reason.
@@ -157,16 +159,21 @@ def main(pipe: socket.socket, memory: Any, told: ChildSettings, node_line: socke
         os._exit(code)
 
 
-def _serve(pipe: socket.socket, memory: Any) -> None:
+def _serve(pipe: socket.socket, memory: Any, outlets: Any) -> None:
+    global _log
     if settings.cwd is not None:
         os.chdir(settings.cwd)
         sys.path.append(settings.cwd)  # last: modules there are found, and hide none of Python's own
     try:
         pipe.sendall(FRAME.pack(READY, 0))
         from gearmap.runtime.childrun import Runner
+        from gearmap.runtime.outlets import ChildOutlets
         from gearmap.runtime.slate import Slate
 
-        runner = Runner(pipe, Slate(memory), settings)
+        ends = ChildOutlets(outlets)
+        ends.take_over()
+        _log = ends.log
+        runner = Runner(pipe, Slate(memory), ends, settings)
         while (job := _read_job(pipe)) is not None:
             runner.run(job)
     except (BrokenPipeError, ConnectionResetError):
@@ -181,7 +188,7 @@ def _report_defect(error: BaseException) -> None:
     reason, lines = "".join(described.format_exception_only()).strip(), "".join(described.format())
     text = f"gearmap: child process {os.getpid()} ends with exit code {DEFECT_EXIT}: {reason}\n{lines}"
     try:
-        os.write(2, text.encode("utf-8", "backslashreplace"))
+        os.write(_log, text.encode("utf-8", "backslashreplace"))
     except OSError:
         pass  # nobody reads it
 

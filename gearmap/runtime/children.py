@@ -30,6 +30,7 @@ from gearmap.runtime.child import (
 )
 from gearmap.runtime.memory_use import high_water_bytes, total_bytes
 from gearmap.runtime.nodeline import NodeLine
+from gearmap.runtime.outlets import ENDS, NodeOutlet, open_outlets
 from gearmap.runtime.slate import SLATE_BYTES, Kept, Slate
 
 if TYPE_CHECKING:
@@ -93,7 +94,13 @@ def child_context() -> Any:
 
 
 class Child:
-    """One child process."""
+    """One child process.
+
+    Attributes
+    ----------
+    unread
+        What was in the pipes of its output when it had ended.
+    """
 
     def __init__(self, number: int, context: Any, settings: ChildSettings) -> None:
         self.number = number
@@ -114,6 +121,8 @@ class Child:
         self._has_rest = False
         self._peak_bytes = 0
         self._end_detail: str | None = None
+        self.unread: list[tuple[str, bytes]] = []
+        self._outlets: dict[str, NodeOutlet] = {}
         self.sentinel = Sentinel(self)
         self.line = NodeLine()
 
@@ -130,20 +139,28 @@ class Child:
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 end.setsockopt(socket.SOL_SOCKET, option, _PIPE_BYTES)
         line, their_line = socket.socketpair()
+        outlets = open_outlets(self._context)
         process = self._context.Process(
-            target=main, args=(theirs, self._memory, self._settings, their_line), name=f"gearmap-child-{self.number}"
+            target=main,
+            args=(theirs, self._memory, self._settings, their_line, outlets),
+            name=f"gearmap-child-{self.number}",
         )
         try:
             process.start()
         except BaseException:
             ours.close()
             line.close()
+            for reader, _ in outlets:
+                reader.close()
             raise
         finally:
             theirs.close()
             their_line.close()
+            for _, writer in outlets:
+                writer.close()
         self._process = process
         self.line.connected(line)
+        self._outlets = dict(zip(ENDS, (NodeOutlet(reader) for reader, _ in outlets), strict=False))
         ours.setblocking(False)
         self._pipe = ours
 
@@ -176,6 +193,11 @@ class Child:
         """Return what the task that the child is at has printed so far, by the names of the streams."""
         kept = [(name, strip.read()) for name, strip in self._slate.strips.items()]
         return [each for each in kept if each[1].data]
+
+    def read_outlets(self) -> list[tuple[str, bytes]]:
+        """Take what C code and started programs have written since the last time, by the names of the streams."""
+        read = [(name, outlet.read()) for name, outlet in self._outlets.items()]
+        return [each for each in read if each[1]]
 
     def saw_memory(self, used_bytes: int = 0) -> None:
         """Take in how much memory the child uses with all that it started; how much it ever used is looked up here."""
@@ -341,6 +363,7 @@ class Child:
         while self._read_once():
             pass
         self._process.join()
+        self.unread = self.read_outlets()
         detail = _describe_exit(self._process.exitcode) + _describe_memory(self._peak_bytes)
         self._end_detail = detail
         self.close()
@@ -349,6 +372,8 @@ class Child:
         """Let go of the pipe and the process's handle."""
         self._close_pipe()
         self.line.close()
+        for outlet in self._outlets.values():
+            outlet.close()
         self.sentinel.close()
         if self._process is not None and self._process.exitcode is not None:
             self._process.close()

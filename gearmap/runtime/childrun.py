@@ -26,6 +26,7 @@ from gearmap.runtime import task
 from gearmap.runtime.child import INITIALIZING, LOADING, ChildSettings, Job, receive
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.coroutines import awaited
+from gearmap.runtime.outlets import ChildOutlets
 from gearmap.runtime.slate import Slate
 from gearmap.runtime.upkeep import Upkeep
 from gearmap.wire import envelope
@@ -49,7 +50,7 @@ KEPT_FUNCTIONS = 16
 class Runner:
     """Runs jobs and keeps what the next one can use again."""
 
-    def __init__(self, pipe: socket.socket, slate: Slate, settings: ChildSettings) -> None:
+    def __init__(self, pipe: socket.socket, slate: Slate, outlets: ChildOutlets, settings: ChildSettings) -> None:
         self._pipe = pipe
         self._index = slate.index
         self._settings = settings
@@ -58,7 +59,7 @@ class Runner:
         self._place: tuple[Any, ...] = ()
         self._tenant = ""
         self._retried: tuple[str, tuple[type[BaseException], ...]] = ("", ())
-        self._upkeep = Upkeep(pipe, slate)
+        self._upkeep = Upkeep(pipe, slate, outlets)
         self._home = os.getcwd()
 
     def run(self, job: Job) -> None:
@@ -248,9 +249,10 @@ def _run_single(fn: Callable[..., Any], payload: Any, index: memoryview, committ
         upkeep.collect(0, committer, error)
         committer.failed(0, error, _shown(fn, loads, payload), seconds)
         return
-    if upkeep.marks:
+    elapsed = perf_counter() - began
+    if upkeep.marks or upkeep.has_output():
         upkeep.collect(0, committer)
-    committer.hold(0, [result], perf_counter() - began)
+    committer.hold(0, [result], elapsed)
 
 
 def _run_tasks(
@@ -300,6 +302,8 @@ def _run_tasks(
             break
         read = perf_counter()
         elapsed = read - began
+        if elapsed >= COMMIT_SECONDS and upkeep.has_output():
+            upkeep.collect(position - 1, committer)
         if position < stop and (elapsed >= COMMIT_SECONDS or committer.holds_much):
             committer.commit(first, results, elapsed)
             group = _group(elapsed, position - first)
@@ -309,6 +313,8 @@ def _run_tasks(
                 return
         elif group == 1:
             group = _group(elapsed, position - first)
+    if upkeep.has_output():
+        upkeep.collect(position - 1, committer)
     committer.hold(first, results, perf_counter() - began)
 
 

@@ -30,6 +30,7 @@ from gearmap.runtime.cpus import usable_cpus
 from gearmap.runtime.crew import Crew, Worker
 from gearmap.runtime.memory_use import total_bytes
 from gearmap.runtime.nesting import NestingDesk
+from gearmap.runtime.nodeoutput import keep_last_words, take_written
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.privatelanes import PrivateLanes
 from gearmap.runtime.work import JobOpener, Work
@@ -112,6 +113,7 @@ class Node:
             ne.SendBeat: self._send_beat,
             ne.AskClients: self._ask_clients,
             ne.LookAtTask: self._look_at_task,
+            ne.LookAtOutput: self._look_at_output,
             ne.LookAtMemory: self._look_at_memory,
             ne.Pause: self._pause,
             ne.Exit: self._leave,
@@ -307,7 +309,8 @@ class Node:
             elif isinstance(report, Ready):
                 self._do(ne.ChildReady(child.number))
             elif isinstance(report, Ended):
-                self._keep_last_words(child)
+                index = self._engine.worker_of(child.number)
+                keep_last_words(child, report, None if index is None else self._workers[index].work)
                 self._children.forget(child)
                 self._do(
                     ne.ChildGone(
@@ -323,12 +326,6 @@ class Node:
             index = self._engine.worker_of(child.number)
             work = None if index is None else self._workers[index].work
             child.line.answer(*self._nested.answer(request, work, time.monotonic()))
-
-    def _keep_last_words(self, child: Child) -> None:
-        index = self._engine.worker_of(child.number)
-        work = None if index is None else self._workers[index].work
-        if work is not None:
-            work.last_words = child.printed()
 
     def _on_committed(self, child: Child, report: Committed) -> None:
         index = self._engine.worker_of(child.number)
@@ -391,6 +388,12 @@ class Node:
         if child is not None:
             self._do(ne.TaskSeen(child.number, child.running))
 
+    def _look_at_output(self, instruction: ne.LookAtOutput) -> None:
+        child = self._children.get(instruction.child)
+        work = self._workers[instruction.worker].work
+        if child is not None and work is not None:
+            self._do(ne.OutputSeen(child.number, take_written(child, work)))
+
     def _look_at_memory(self, instruction: ne.LookAtMemory) -> None:
         if self.settings.memory_limit is None:
             self._children.note_high_water(instruction.children)
@@ -420,7 +423,9 @@ class Node:
             detail = f"the clock of {worker.name} says {time.time():.0f}, the job was good until {work.prefix.expiry}"
         not_run = NotRun(reason=reason, detail=detail)
         charged = answer.charged
-        printed = () if charged is None else tuple(Printed(charged, name, *kept) for name, kept in work.last_words)
+        printed = work.take_heard()
+        if charged is not None:
+            printed += tuple(Printed(charged, name, *kept) for name, kept in work.last_words)
         outcome = Outcome(
             not_run=not_run, final=True, worker=worker.name, beat=charged, printed=printed, elapsed=answer.seconds
         )

@@ -6,7 +6,7 @@ Whatever is missing, doubled, out of order or does not open is a WireError; noth
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -16,7 +16,7 @@ from gearmap.errors import EnvelopeError
 from gearmap.runtime.futures import ResultBatch
 from gearmap.wire import envelope, seal
 from gearmap.wire.outcome import DecodedOutcome, NotRunReason, decode_outcome, decode_results
-from gearmap.wire.printed import NO_OUTPUT, by_position
+from gearmap.wire.printed import NO_OUTPUT, Output, Printed, by_position
 
 __all__ = ["OutcomeReader"]
 
@@ -59,7 +59,17 @@ class OutcomeReader:
         Which node has each execution that has told of itself, if any has.
     """
 
-    __slots__ = ("_context", "_session_id", "_session_key", "_unique", "_writers", "function", "nodes", "server")
+    __slots__ = (
+        "_context",
+        "_heard",
+        "_session_id",
+        "_session_key",
+        "_unique",
+        "_writers",
+        "function",
+        "nodes",
+        "server",
+    )
 
     def __init__(
         self,
@@ -78,6 +88,8 @@ class OutcomeReader:
         self._context = context
         self._writers: dict[tuple[envelope.Kind, bytes], _Writer] = {}
         self.nodes: dict[bytes, str] | None = None
+        # What nodes have read of the descriptors of tasks whose outcomes have not come, by execution.
+        self._heard: dict[bytes, list[Printed]] | None = None
 
     @property
     def unique(self) -> str:
@@ -121,14 +133,35 @@ class OutcomeReader:
             event = ev.OutcomeArrived(
                 attempt, prefix.execution_id, worker, ((first, stop),), (), None, elapsed, count, final
             )
-            return event, [ResultBatch(payload, elapsed / count)]
+            batch = ResultBatch(payload, elapsed / count)
+            if self._heard:
+                batch.outputs = _by_offset(by_position(self._take_heard(event)), first, stop)
+            return event, [batch]
         decoded = decode_outcome(header, body)
         outcome = decoded.outcome
         if prefix.kind is envelope.Kind.NODE and outcome.not_run is None:
             if outcome.node:
                 self.nodes = (self.nodes or {}) | {prefix.execution_id: outcome.node}
+            if outcome.printed:
+                self._heard = self._heard or {}
+                self._heard.setdefault(prefix.execution_id, []).extend(outcome.printed)
             return ev.Beat(attempt, prefix.execution_id, outcome.worker, outcome.beat), []
-        return _event(attempt, prefix.execution_id, decoded)
+        opened = _event(attempt, prefix.execution_id, decoded)
+        if not self._heard:
+            return opened
+        heard = self._take_heard(opened[0])
+        outcome = replace(outcome, printed=(*heard, *outcome.printed))
+        return _event(attempt, prefix.execution_id, replace(decoded, outcome=outcome))
+
+    def _take_heard(self, event: ev.OutcomeArrived) -> list[Printed]:
+        """Take out what was heard of the tasks that an outcome tells of."""
+        assert self._heard is not None
+        heard: list[Printed] = []
+        rest: list[Printed] = []
+        for each in self._heard.get(event.execution, ()):
+            (heard if _tells_of(event, each.position) else rest).append(each)
+        self._heard[event.execution] = rest
+        return heard
 
     def _writer(self, prefix: envelope.Prefix) -> _Writer:
         name = (prefix.kind, prefix.execution_id)
@@ -231,6 +264,19 @@ def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.
     for start, stop, payload in decoded.results:
         batch = ResultBatch(payload, seconds)
         if outputs:
-            batch.outputs = {at - start: output for at, output in outputs.items() if start <= at < stop}
+            batch.outputs = _by_offset(outputs, start, stop)
         batches.append(batch)
     return event, batches
+
+
+def _tells_of(event: ev.OutcomeArrived, position: int) -> bool:
+    """Whether an outcome says how the task at a position has ended."""
+    if event.not_run is not None and event.not_run.charged == position:
+        return True
+    return any(start <= position < stop for start, stop in event.done) or any(
+        failed.position == position for failed in event.failed
+    )
+
+
+def _by_offset(outputs: Mapping[int, Output], start: int, stop: int) -> dict[int, Output]:
+    return {at - start: output for at, output in outputs.items() if start <= at < stop}

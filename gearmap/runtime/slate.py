@@ -50,6 +50,11 @@ class Strip:
         self._space = space
         self._ring = space[HEAD_BYTES:]
 
+    @classmethod
+    def private(cls) -> Strip:
+        """Return one in memory of its own."""
+        return cls(memoryview(bytearray(8)).cast("q"), memoryview(bytearray(_STRIP_BYTES)))
+
     @property
     def written(self) -> int:
         """How many bytes were written since it was cleared."""

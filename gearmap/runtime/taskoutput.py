@@ -1,7 +1,7 @@
 """What a task writes to `sys.stdout` and `sys.stderr`: kept for its outcome, with bounds.
 
-What must not live here: whose output it is (`childrun`), how it travels (`wire.outcome`), and file descriptors: what C
-code writes to 1 and 2 goes where the node's own goes.
+What must not live here: whose output it is (`childrun`), how it travels (`wire.outcome`), and the descriptors 1
+and 2 (`outlets`).
 
 Rule 1: memory is bounded, however much a task writes: its beginning and its end are kept, and how much is missing. It
 is memory that the node has too (`slate`), so what a task printed survives the process that it ends.
@@ -16,6 +16,7 @@ import codecs
 import io
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from gearmap.runtime.slate import Kept, Strip
@@ -43,8 +44,14 @@ class OutputStream(io.TextIOBase):
         Keeps what is written.
     marks
         Gets `OUTPUT` when there is something to collect.
+
+    Attributes
+    ----------
+    before
+        Called before a line is stored, so that what others wrote earlier stands before it.
     """
 
+    before: Callable[[], object] | None = None
     encoding = "utf-8"
     errors = "backslashreplace"
     newlines = None
@@ -81,8 +88,22 @@ class OutputStream(io.TextIOBase):
             self._store()
         return size
 
+    def add(self, data: bytes) -> None:
+        """Keep what C code wrote, before what is held of a line."""
+        if data:
+            if not self._is_marked:
+                self._is_marked = True
+                self._marks.append(OUTPUT)
+            with self._lock:
+                self._strip.append(data)
+
     def _store(self) -> None:
-        """Put what is held where it survives this process."""
+        """Put what is held where it survives this process, after what C code has written until now."""
+        if self.before is not None:
+            self.before()
+        self._put()
+
+    def _put(self) -> None:
         with self._lock:
             parts = self._parts
             count = len(parts)
@@ -93,7 +114,7 @@ class OutputStream(io.TextIOBase):
 
     def take(self) -> Kept:
         """Return what was written since the last call."""
-        self._store()
+        self._put()
         with self._lock:
             kept = self._strip.read()
             self._strip.clear()

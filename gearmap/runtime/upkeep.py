@@ -22,6 +22,7 @@ from time import perf_counter
 from gearmap.runtime.childstate import Surroundings
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.forking import watch_forks
+from gearmap.runtime.outlets import ChildOutlets
 from gearmap.runtime.slate import Slate
 from gearmap.runtime.taskoutput import OUTPUT
 from gearmap.wire.outcome import Printed
@@ -46,12 +47,16 @@ class Upkeep:
         Not empty if something must be done before the next task.
     is_fit
         Whether the process may run further tasks.
+    has_output
+        Tells whether something was written to the descriptors 1 and 2, at half a microsecond.
     """
 
-    def __init__(self, pipe: socket.socket, slate: Slate) -> None:
+    def __init__(self, pipe: socket.socket, slate: Slate, outlets: ChildOutlets) -> None:
         self.marks: list[str] = []
         self.is_fit = True
         self._pipe = pipe
+        self._outlets = outlets
+        self.has_output = outlets.is_written
         self._surroundings = Surroundings(slate, self.marks)
         self._new: set[Hashable] = set()  # functions of which no task was looked at
         self._untidy: set[Hashable] = set()  # functions of which one had left something
@@ -61,6 +66,8 @@ class Upkeep:
         self._n_modules = 0
         os.set_inheritable(pipe.fileno(), False)  # a program that a task starts must not hold the node's end open
         _draw_own_numbers()
+        for stream in self._surroundings.streams:
+            stream.before = self._take_written
         self._surroundings.take_over()
         watch_forks(self)
 
@@ -77,6 +84,7 @@ class Upkeep:
         self._new.add(function)
         if self.marks or len(sys.modules) != self._n_modules:
             self.accept()
+        self._to_log()
 
     def forget(self, function: Hashable) -> None:
         """A function is kept no longer."""
@@ -90,6 +98,7 @@ class Upkeep:
                 self.restore()
                 self.marks.clear()
             self._function = function
+            self._to_log()
         if function in self._new or function in self._untidy:
             self.marks.append(_CLOSELY)
         self._began = perf_counter()
@@ -101,6 +110,8 @@ class Upkeep:
         marks = self.marks
         if _FORKED in marks:
             _leave(error)
+        self._outlets.flush()
+        self._take_written()
         if OUTPUT in marks:
             marks[:] = [mark for mark in marks if mark != OUTPUT]
             streams = self._surroundings.streams
@@ -147,6 +158,21 @@ class Upkeep:
             self.marks.clear()
             for stream in self._surroundings.streams:
                 stream.take()  # what threads wrote since
+            self._to_log()
+
+    def _take_written(self) -> None:
+        """Take in what C code and started programs have written."""
+        if self.has_output():
+            self._untidy.add(self._function)  # from now on each of its tasks is looked at, or nobody knew whose it is
+            self.marks.append(_CLOSELY)
+            for stream, data in zip(self._surroundings.streams, self._outlets.read(), strict=True):
+                stream.add(data)
+
+    def _to_log(self) -> None:
+        """No task has written what is there."""
+        self._outlets.flush()
+        if self.has_output():
+            self._outlets.to_log()
 
     def _after_fork_in_child(self) -> None:
         self._pipe.close()

@@ -14,11 +14,11 @@ from typing import Any
 from gearmap.core.node_events import JobNeeds
 from gearmap.runtime.child import encode_job
 from gearmap.runtime.parts import Parts
-from gearmap.runtime.slate import Kept
+from gearmap.runtime.slate import Kept, Strip
 from gearmap.transport.events import AssignedJob
 from gearmap.wire import envelope, seal
 from gearmap.wire.jobheader import HeaderMemo, JobHeader
-from gearmap.wire.outcome import Outcome, encode_outcome
+from gearmap.wire.outcome import Outcome, Printed, encode_outcome
 
 __all__ = ["JobOpener", "Work"]
 
@@ -46,6 +46,7 @@ class Work:
     __slots__ = (
         "_committed",
         "_context",
+        "_heard",
         "_job_key",
         "_sequence",
         "_session_key",
@@ -76,6 +77,7 @@ class Work:
         self.execution_id = execution_id
         self.began = began
         self.last_words: list[tuple[str, Kept]] = []
+        self._heard: dict[tuple[int, str], Strip] = {}
         self._unique = unique
         self._context = context
         self._session_key = session_key
@@ -110,16 +112,31 @@ class Work:
         )
 
     def commit(self, sealed: Any) -> None:
-        """Keep a sealed outcome of the child until it is sent."""
+        """Keep a sealed outcome of the child until it is sent; what was heard of its tasks comes before it."""
+        if self._heard:
+            self.commit_own(Outcome(printed=self.take_heard()))
         self._committed.append(sealed)
 
+    def hear(self, position: int, stream: str, data: bytes) -> None:
+        """Keep what the task at a position has written to a descriptor."""
+        strip = self._heard.get((position, stream))
+        if strip is None:
+            strip = self._heard[position, stream] = Strip.private()
+        strip.append(data)
+
+    def take_heard(self) -> tuple[Printed, ...]:
+        """Return what was heard since the last call."""
+        heard, self._heard = self._heard, {}
+        return tuple(Printed(position, stream, *strip.read()) for (position, stream), strip in heard.items())
+
     def commit_own(self, outcome: Outcome) -> None:
-        """Keep an outcome of the node itself, sealed under the key that only the node writes with."""
-        self._committed.append(self.sealed(outcome))
+        """Keep an outcome of the node itself; it is sealed when it is sent, as its messages are numbered so."""
+        self._committed.append(outcome)
 
     def take_committed(self) -> Any:
         """Return what was committed since the last call, as one body, or None if nothing was."""
         committed, self._committed = self._committed, []
+        committed = [self.sealed(each) if type(each) is Outcome else each for each in committed]
         if len(committed) == 1:
             return committed[0]  # nearly always so, and then a body without joints is sent in one piece
         return Parts(committed) if committed else None

@@ -57,7 +57,7 @@ def by_position(printed: Iterable[Printed]) -> dict[int, Output]:
     for each in printed:
         if each.stream in Output._fields:
             known = outputs.get(each.position, NO_OUTPUT)
-            outputs[each.position] = known._replace(**{each.stream: each.text})
+            outputs[each.position] = known._replace(**{each.stream: getattr(known, each.stream) + each.text})
     return outputs
 
 

@@ -202,7 +202,9 @@ def test_a_death_in_an_initializer_is_at_no_task(person: Person) -> None:
 
 def test_a_child_that_gearmap_itself_breaks_says_so_and_does_not_end_well(person: Person, tmp_path: Path) -> None:
     def point_stderr_to(path: str) -> None:
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 2)
+        from gearmap.runtime import child
+
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), child._log)  # a copy of what was 2 at its start
         sys.stderr = None
 
     person.give(abs, [-1], tenant="t", initializer=(point_stderr_to, (str(tmp_path / "stderr"),)))

@@ -39,6 +39,7 @@ from gearmap.core.node_events import (
     JobTaken,
     KillChild,
     LookAtMemory,
+    LookAtOutput,
     LookAtTask,
     MemorySeen,
     NodeReason,
@@ -275,7 +276,7 @@ def test_silence_of_the_job_server_is_not_news() -> None:
     engine = running()
     counted(engine, 0, 0.5)
     done = ticks(engine, until=3600.0)
-    assert {type(one) for _, one in done} == {SendBeat, AskClients, LookAtMemory}
+    assert {type(one) for _, one in done} == {SendBeat, AskClients, LookAtMemory, LookAtOutput}
 
 
 def test_an_answer_about_an_earlier_execution_does_not_count() -> None:

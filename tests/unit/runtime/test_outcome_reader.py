@@ -133,3 +133,25 @@ def test_what_tasks_printed_stands_with_their_results_and_failures() -> None:
     assert isinstance(event, ev.OutcomeArrived)
     assert batch.outputs == {1: Output("four", "4")}
     assert [failed.failure.output for failed in event.failed] == [Output("five")]  # type: ignore[attr-defined]
+
+
+def test_what_a_node_heard_of_a_task_stands_with_its_outcome_before_what_the_child_says() -> None:
+    child, node, other = Writer(), Writer(is_node=True), Writer(b"o" * 16, is_node=True)
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    failure = describe_exception(ValueError("no"), 5)
+    data = (
+        other.says(printed=(Printed(3, "stdout", b"of another execution"),))
+        + node.says(printed=(Printed(3, "stdout", b"three "), Printed(5, "stderr", b"five")))
+        + node.says(printed=(Printed(4, "stdout", b"four "), Printed(6, "stdout", b"six ")))
+        + child.says(3, (3,))
+        + child.says(4, (4,), printed=(Printed(4, "stdout", b"and more"),), failures=(failure,))
+        + node.says(not_run=NotRun(reason=NotRunReason.CHILD_DIED), beat=6, printed=(Printed(6, "stdout", b"the end"),))
+    )
+    opened = [(event, batches) for event, batches in reader.read(ATTEMPT, data) if isinstance(event, ev.OutcomeArrived)]
+    batches = [batch for _, some in opened for batch in some]
+    assert [batch.outputs for batch in batches] == [{0: Output("three ")}, {0: Output("four and more")}]
+    failed = [failed for event, _ in opened for failed in event.failed]
+    assert [each.failure.output for each in failed] == [Output("", "five")]  # type: ignore[attr-defined]
+    report = opened[-1][0].not_run
+    assert report is not None
+    assert report.output == Output("six the end")
