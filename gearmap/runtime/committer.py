@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from gearmap.runtime.advice import advice
 from gearmap.runtime.child import COMMIT, FINAL, FRAME, LAST, PACKING, Job
 from gearmap.wire import envelope
 from gearmap.wire.outcome import (
@@ -18,6 +19,7 @@ from gearmap.wire.outcome import (
     NotRunReason,
     Outcome,
     Printed,
+    TaskFailure,
     describe_exception,
     encode_outcome,
     encode_results,
@@ -90,7 +92,7 @@ class Committer:
     def failed(self, position: int, error: BaseException, call: str = "", seconds: float | None = None) -> None:
         """Write that a task raised, after so many seconds if it had begun."""
         self._seconds = () if seconds is None else (seconds,)
-        self._held_failures.append(describe_exception(error, position, call=call))
+        self._held_failures.append(self._described(error, position, call))
         # As an except clause matches, which asks no class for its opinion.
         if not any(cls in self.retried for cls in type(error).__mro__):
             self._for_good = (position,)
@@ -98,17 +100,21 @@ class Committer:
 
     def cannot_load(self, error: BaseException) -> None:
         """Write that the function does not unpickle here; final."""
-        failure = describe_exception(error, 0)
+        failure = self._described(error, 0)
         self._held_failures.append(failure)
         detail = f"{failure.type_name}: {failure.message}"
         self._send(final=True, not_run=NotRun(reason=NotRunReason.CANNOT_LOAD, detail=detail))
 
     def initializer_failed(self, error: BaseException) -> None:
         """Write that a tenant's initializer raised; final, and the last that this process should be asked for."""
-        failure = describe_exception(error, 0)
+        failure = self._described(error, 0)
         self._held_failures.append(failure)
         detail = f"{failure.type_name}: {failure.message}"
         self._send(final=True, not_run=NotRun(reason=NotRunReason.INITIALIZER_FAILED, detail=detail), last=True)
+
+    def _described(self, error: BaseException, position: int, call: str = "") -> TaskFailure:
+        note = advice(error, self._job.worker)
+        return describe_exception(error, position, call=call, note=note)
 
     def give_back(self) -> None:
         """Write what is left, and that this process runs no more tasks; final, and the last it should be asked for."""

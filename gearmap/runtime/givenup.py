@@ -92,5 +92,5 @@ def broken_run(news: ev.BreakRun) -> GearmapError:
     on = "" if news.worker is None else f" on {news.worker}"
     error = ClusterBroken(f"the initializer failed{on}: {news.detail}")
     if isinstance(news.failure, TaskFailure):
-        error.__cause__ = RemoteTraceback(news.failure.traceback)
+        error.__cause__ = RemoteTraceback(news.failure.readable_traceback())
     return error

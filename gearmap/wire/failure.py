@@ -21,6 +21,7 @@ from gearmap.errors import RemoteError, RemoteTraceback
 from gearmap.wire.framing import Payload
 from gearmap.wire.printed import NO_OUTPUT, Output
 from gearmap.wire.serializer import loads, try_dumps
+from gearmap.wire.sourcelines import FramePlace, places_without_source, with_source_lines
 
 __all__ = ["TaskFailure", "describe_call", "describe_exception", "rebuild_exception"]
 
@@ -57,6 +58,8 @@ class TaskFailure:
         Its text, shortened.
     traceback
         The traceback as Python prints it, chained exceptions included, without gearmap's own frames; shortened.
+    places
+        The frames in it that had no source line where it was made.
     call
         The call that raised, with short representations of its arguments; empty if it is not known.
     exception
@@ -71,13 +74,18 @@ class TaskFailure:
     type_name: str
     message: str
     traceback: str
+    places: tuple[FramePlace, ...] = field(default=(), repr=False)
     call: str = ""
     exception: Payload | None = field(default=None, repr=False)
     output: Output = field(default=NO_OUTPUT, repr=False)
     seconds: float | None = None
 
+    def readable_traceback(self) -> str:
+        """The traceback with the source lines that only this process knows, those of its notebook's cells."""
+        return with_source_lines(self.traceback, self.places)
 
-def describe_exception(error: BaseException, position: int, *, call: str = "") -> TaskFailure:
+
+def describe_exception(error: BaseException, position: int, *, call: str = "", note: str | None = None) -> TaskFailure:
     """Describe what a task raised; never raises itself.
 
     Parameters
@@ -88,18 +96,23 @@ def describe_exception(error: BaseException, position: int, *, call: str = "") -
         The task, counted from 0 in its job.
     call
         What `describe_call` says of the task.
+    note
+        A line to show below the exception.
     """
+    left_over = "" if note is None or _add_note(error, note) else f"{note}\n"
+    places: tuple[FramePlace, ...] = ()
     type_name = _qualified_name(type(error))
     message = _message(error)
     try:
-        text = _traceback_text(error)
+        text, places = _traceback_text(error)
     except _USER_CODE_ERRORS:  # an exception that cannot even be formatted
         text = f"{type_name}: {message}\n(its traceback cannot be shown)\n"
     return TaskFailure(
         position=position,
         type_name=type_name,
         message=_shortened(message, MAX_MESSAGE_CHARS),
-        traceback=_shortened(text, MAX_TRACEBACK_CHARS),
+        traceback=_shortened(text + left_over, MAX_TRACEBACK_CHARS),
+        places=places,
         call=call,
         exception=_pickled(error),
     )
@@ -143,7 +156,9 @@ def rebuild_exception(failure: TaskFailure, *, notes: Sequence[str] = ()) -> Bas
     error, reason = _load(failure)
     if error is None:
         error = RemoteError(f"{failure.type_name}: {failure.message}\n({reason})")
-    text = failure.traceback
+    text = failure.readable_traceback()
+    for note in reversed(getattr(error, "__notes__", None) or ()):  # they are shown once, below the exception
+        text = text.removesuffix(f"{note}\n")
     left_over = [note for note in notes if not _add_note(error, note)]
     if left_over:
         text = text.rstrip("\n") + "\n" + "".join(f"{note}\n" for note in left_over)
@@ -205,7 +220,8 @@ def _add_note(error: BaseException, note: str) -> bool:
     if sys.version_info < (3, 11):
         return False
     try:
-        error.add_note(note)
+        if note not in getattr(error, "__notes__", ()):  # an exception that is kept may be raised again
+            error.add_note(note)
     except Exception:  # no attributes, or `__notes__` is something else
         return False
     return True
@@ -223,11 +239,14 @@ def _message(error: BaseException) -> str:
         return "<its message cannot be shown>"
 
 
-def _traceback_text(error: BaseException) -> str:
+def _traceback_text(error: BaseException) -> tuple[str, tuple[FramePlace, ...]]:
+    """The traceback, and those of its frames that have no source line here."""
     described = traceback.TracebackException(type(error), error, error.__traceback__)
+    frames: list[traceback.FrameSummary] = []
     for part in _chain(described):
         part.stack = _without_own_frames(part.stack)
-    return "".join(described.format())
+        frames += part.stack
+    return "".join(described.format()), places_without_source(frames)
 
 
 def _chain(described: traceback.TracebackException) -> Iterator[traceback.TracebackException]:

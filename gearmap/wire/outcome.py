@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import islice, zip_longest
 from typing import Any
 
 from gearmap.errors import EnvelopeError, SerializationError
@@ -38,6 +39,7 @@ from gearmap.wire.jsonvalues import (
 )
 from gearmap.wire.printed import Printed, payload_of, read_rows, rows_of, with_data
 from gearmap.wire.serializer import explain_unpicklable, try_dumps
+from gearmap.wire.sourcelines import FramePlace
 
 __all__ = [
     "DecodedOutcome",
@@ -345,6 +347,8 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
             ]
             for failure in outcome.failures
         ]
+        if any(failure.places for failure in outcome.failures):
+            values["places"] = [failure.places for failure in outcome.failures]
     if outcome.seconds:
         values["seconds"] = [seconds if math.isfinite(seconds) else 0.0 for seconds in outcome.seconds]
     if outcome.for_good:
@@ -370,7 +374,7 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
 
 def _from_json(values: dict[str, Any]) -> tuple[Outcome, list[bool]]:
     """The outcome, and which of its failures have their exception in the body."""
-    failures, pickled = _read_failures(read_list(values, "failures"))
+    failures, pickled = _read_failures(read_list(values, "failures"), read_list(values, "places"))
     outcome = Outcome(
         done=read_ranges(read_list(values, "done"), "done"),
         failures=failures,
@@ -388,10 +392,10 @@ def _from_json(values: dict[str, Any]) -> tuple[Outcome, list[bool]]:
     return outcome, pickled
 
 
-def _read_failures(rows: Iterable[Any]) -> tuple[tuple[TaskFailure, ...], list[bool]]:
+def _read_failures(rows: Sequence[Any], places: Sequence[Any]) -> tuple[tuple[TaskFailure, ...], list[bool]]:
     failures: list[TaskFailure] = []
     pickled: list[bool] = []
-    for row in rows:
+    for row, of_row in zip_longest(rows, islice(places, len(rows)), fillvalue=()):
         if type(row) is not list or len(row) != 6:
             raise EnvelopeError(f"a failure in a header must be a list of six, got {row!r:.80}")
         named = dict(zip(("position", "type", "message", "traceback", "call", "pickled"), row, strict=True))
@@ -401,11 +405,24 @@ def _read_failures(rows: Iterable[Any]) -> tuple[tuple[TaskFailure, ...], list[b
                 type_name=read_str(named, "type"),
                 message=read_str(named, "message"),
                 traceback=read_str(named, "traceback"),
+                places=_read_places(of_row),
                 call=read_str(named, "call"),
             )
         )
         pickled.append(read_bool(named, "pickled"))
     return tuple(failures), pickled
+
+
+def _read_places(rows: Any) -> tuple[FramePlace, ...]:
+    n_fields = len(FramePlace._fields)
+    if type(rows) not in (list, tuple) or not all(type(row) is list and len(row) == n_fields for row in rows):
+        raise EnvelopeError(f"the places of a failure must be lists of {n_fields}, got {rows!r:.80}")
+    places = []
+    for file, line, name, *marks in rows:
+        if type(file) is not str or type(name) is not str:
+            raise EnvelopeError(f"a place in a traceback must have file and name, got {file!r:.80}, {name!r:.80}")
+        places.append(FramePlace(file, as_int(line, "line"), name, *(as_int(mark, "mark") for mark in marks)))
+    return tuple(places)
 
 
 def _read_not_run(value: Any) -> NotRun:
