@@ -16,11 +16,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from gearmap.config import Patience, ServerAddress
+from gearmap.core.leaving import shares_session
 from gearmap.errors import ClusterBroken
 from gearmap.runtime.callbacks import CallbackThread
 from gearmap.runtime.forking import watch_forks
+from gearmap.runtime.joblink import JobLink
 from gearmap.runtime.run import Run
 from gearmap.runtime.serverlink import ServerLink
+from gearmap.runtime.sharedlink import SharedLink
 from gearmap.transport.poller import Poller, Waker
 
 __all__ = ["Driver"]
@@ -63,6 +66,7 @@ class Driver:
         self._poller = Poller()
         self._waker = Waker()
         self._runs: list[Run] = []
+        self._shared: list[SharedLink] = []  # one for each job server, while there are runs that share them
         self._closing = False
         self._next_health = 0.0
         self.callbacks = CallbackThread()
@@ -103,8 +107,15 @@ class Driver:
 
     # --------------------------------------------------------------------------------------- for commands (driver)
 
-    def make_links(self) -> list[ServerLink]:
-        """Return a new session's connections, not yet opened."""
+    def make_links(self) -> Sequence[JobLink]:
+        """Return the connections of a new run, not yet opened: its own, or shares of those that others have."""
+        if not shares_session(sum(not run.closed and type(run.links[0]) is ServerLink for run in self._runs)):
+            return self._new_session()
+        if not self._shared:
+            self._shared = [SharedLink(link) for link in self._new_session()]
+        return [shared.share() for shared in self._shared]
+
+    def _new_session(self) -> list[ServerLink]:
         return [
             ServerLink(number, address, self._poller, jitter=random.random, send_timeout=self._patience.send_timeout)
             for number, address in enumerate(self._addresses)
@@ -138,15 +149,24 @@ class Driver:
         while self._commands:
             self._commands.popleft()()
         now = time.monotonic()
+        for shared in self._shared:
+            shared.pump(now)
         has_closed = False
         for run in self._runs:
             run.step(now)
             has_closed = has_closed or run.closed
         if has_closed:
             self._runs = [run for run in self._runs if not run.closed]
+            self._close_unused()
         if self._runs and now >= self._next_health:
             self._next_health = now + HEALTH_INTERVAL
             self._check_health()
+
+    def _close_unused(self) -> None:
+        if self._shared and not any(shared.is_used for shared in self._shared):
+            for shared in self._shared:
+                shared.close()
+            self._shared = []
 
     def _check_health(self) -> None:
         problem = self._health()
@@ -157,7 +177,7 @@ class Driver:
     def _timeout(self) -> float | None:
         if self._commands:
             return 0.0
-        due = float("inf")
+        due = min((shared.deadline for shared in self._shared), default=float("inf"))
         for run in self._runs:
             if run.due < due:
                 due = run.due
@@ -172,6 +192,7 @@ class Driver:
             if not run.closed:
                 run.fail(ClusterBroken("the client was closed before the run had ended"))
         self._runs.clear()
+        self._close_unused()
         self.callbacks.close()
         self._poller.remove(self._waker)
         self._waker.close()

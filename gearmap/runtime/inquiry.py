@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from gearmap.core import events as ev
 from gearmap.core.engine import RunEngine
+from gearmap.runtime.joblink import JobLink
 from gearmap.runtime.outcomes import OutcomeReader
-from gearmap.runtime.serverlink import ServerLink
 from gearmap.transport.events import UniqueStatus
 
 __all__ = ["Inquiry"]
@@ -32,7 +32,7 @@ class Inquiry:
         The readers of the attempts whose jobs are at job servers; read only.
     """
 
-    def __init__(self, engine: RunEngine, sent: Mapping[int, OutcomeReader], links: Sequence[ServerLink]) -> None:
+    def __init__(self, engine: RunEngine, sent: Mapping[int, OutcomeReader], links: Sequence[JobLink]) -> None:
         self._engine = engine
         self._sent = sent
         self._links = links

@@ -116,6 +116,26 @@ class OutcomeReader:
                 return opened if len(opened) == 1 else _joined(opened)
             rest = rest[prefix.total_bytes :]
 
+    def find_nodes(self, data: Any) -> None:
+        """Note which nodes tell of themselves in one packet's data, when nothing else in it matters any more.
+
+        Unlike `read` this may be given what was read before, and with gaps.
+
+        Raises
+        ------
+        WireError
+            If a node's message is not as it was sealed.
+        """
+        rest = memoryview(data)
+        while rest:
+            prefix = envelope.parse_prefix(rest)
+            if prefix.kind is envelope.Kind.NODE and prefix.session_id == self._session_id:
+                header, body = envelope.open_message(rest, prefix, self._writer(prefix).sealer, self._context)
+                outcome = decode_outcome(header, body).outcome
+                if outcome.node:
+                    self.nodes = (self.nodes or {}) | {prefix.execution_id: outcome.node}
+            rest = rest[prefix.total_bytes :]
+
     def _read_message(
         self, attempt: int, prefix: envelope.Prefix, message: memoryview
     ) -> tuple[ev.OutcomeArrived | ev.Beat, list[ResultBatch]]:

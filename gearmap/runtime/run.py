@@ -6,7 +6,7 @@ Rule 3: nothing that came over the network is unpickled here. It is opened, and 
 
 Data flow::
 
-    blocks -> AddBlock -> engine -> Submit -> seal -> ServerLink -> job server
+    blocks -> AddBlock -> engine -> Submit -> seal -> JobLink -> job server
     job server -> WorkData / WorkComplete -> OutcomeReader -> OutcomeArrived -> engine -> Deliver -> consumer
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +27,10 @@ from gearmap.runtime.consumer import Consumer, Feeder
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.givenup import GivenUp, broken_run
 from gearmap.runtime.inquiry import Inquiry
+from gearmap.runtime.joblink import JobLink
 from gearmap.runtime.jobwriter import JobWriter, Place
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.sentcall import SentCall
-from gearmap.runtime.serverlink import ServerLink
 from gearmap.runtime.stopping import STOP_TOKEN, stop_requests
 from gearmap.runtime.tenancy import Tenancy
 from gearmap.transport.events import (
@@ -102,9 +102,7 @@ class Run:
         See `Feeder`; None for a run that asks its consumer for blocks.
     """
 
-    def __init__(
-        self, settings: RunSettings, engine: RunEngine, consumer: Consumer, links: Sequence[ServerLink]
-    ) -> None:
+    def __init__(self, settings: RunSettings, engine: RunEngine, consumer: Consumer, links: Sequence[JobLink]) -> None:
         self.settings = settings
         self.engine = engine
         self.consumer = consumer
@@ -138,7 +136,7 @@ class Run:
         self._next_status = 0.0
         self._next_progress = 0.0
         self._awaited: set[int] = set()  # servers that are being tried for who waits in `reach`
-        self._handlers: dict[type, Callable[[ServerLink, Any, list[ev.Input], float], None]] = {
+        self._handlers: dict[type, Callable[[JobLink, Any, list[ev.Input], float], None]] = {
             WorkComplete: self._on_complete,
             WorkData: self._on_data,
             WorkFailed: self._on_failed,
@@ -207,7 +205,7 @@ class Run:
         self.due = 0.0
 
     def cancel(self) -> None:
-        """End the run now; what is queued on job servers is dropped with the session."""
+        """End the run now; what is queued on job servers is dropped."""
         self._apply([ev.CancelRun()], time.monotonic())
 
     def fail(self, error: GearmapError) -> None:
@@ -313,27 +311,25 @@ class Run:
 
     # ---------------------------------------------------------------------------------------------------- server events
 
-    def _on_complete(self, link: ServerLink, event: WorkComplete, events: list[ev.Input], now: float) -> None:
+    def _on_complete(self, link: JobLink, event: WorkComplete, events: list[ev.Input], now: float) -> None:
         self._on_outcome(event.token, event.data, events, now, final=True)
 
-    def _on_data(self, link: ServerLink, event: WorkData, events: list[ev.Input], now: float) -> None:
+    def _on_data(self, link: JobLink, event: WorkData, events: list[ev.Input], now: float) -> None:
         self._on_outcome(event.token, event.data, events, now, final=False)
 
-    def _on_failed(
-        self, link: ServerLink, event: WorkFailed | WorkException, events: list[ev.Input], now: float
-    ) -> None:
+    def _on_failed(self, link: JobLink, event: WorkFailed | WorkException, events: list[ev.Input], now: float) -> None:
         token: Any = event.token
         events.append(ev.AttemptLost(token, ev.LossReason.WORKER, "the job server gave the job up"))
         self._sent.pop(token, None)
 
-    def _on_connected(self, link: ServerLink, event: Connected, events: list[ev.Input], now: float) -> None:
+    def _on_connected(self, link: JobLink, event: Connected, events: list[ev.Input], now: float) -> None:
         events.append(ev.ServerUp(link.number))
         self._next_status = now
         self._awaited.clear()
         if self.feeder is not None:
             self.feeder.reached()
 
-    def _on_lost(self, link: ServerLink, event: Lost, events: list[ev.Input], now: float) -> None:
+    def _on_lost(self, link: JobLink, event: Lost, events: list[ev.Input], now: float) -> None:
         logger.warning(
             "lost the job server at %s: %s; trying again", link.address, event.reason, extra={"action": "lose_server"}
         )
@@ -343,7 +339,7 @@ class Run:
             del self._sent[attempt]
         self._unreached(link)
 
-    def _unreached(self, link: ServerLink) -> None:
+    def _unreached(self, link: JobLink) -> None:
         """Tell the feeder if that was the last server; the error is for who waits to hear of all."""
         if self.feeder is None or any(each.is_up for each in self.links):
             return
@@ -395,7 +391,7 @@ class Run:
                 self._carriers[kind](instruction, again)
         self._inbox += again
 
-    def _on_rejected(self, link: ServerLink, event: Rejected, events: list[ev.Input], now: float) -> None:
+    def _on_rejected(self, link: JobLink, event: Rejected, events: list[ev.Input], now: float) -> None:
         token: Any = event.token
         if token == STOP_TOKEN:
             return
@@ -407,20 +403,20 @@ class Run:
         else:
             events.append(ev.AttemptLost(token, ev.LossReason.REJECTED, text))
 
-    def _on_status(self, link: ServerLink, event: StatusListing, events: list[ev.Input], now: float) -> None:
+    def _on_status(self, link: JobLink, event: StatusListing, events: list[ev.Input], now: float) -> None:
         self._watch.listed(link.number, ((row.function, row.workers) for row in event.rows), now)
         count = self._watch.count
         assert count is not None
         events.append(ev.WorkersSeen(count))
 
-    def _on_unique_status(self, link: ServerLink, event: UniqueStatus, events: list[ev.Input], now: float) -> None:
+    def _on_unique_status(self, link: JobLink, event: UniqueStatus, events: list[ev.Input], now: float) -> None:
         meant = self._inquiry.answered(event)
         if meant is not None:
             events.append(meant)
             if type(meant) is ev.AttemptLost:
                 self._sent.pop(meant.attempt, None)
 
-    def _on_connect_failed(self, link: ServerLink, event: ConnectFailed, events: list[ev.Input], now: float) -> None:
+    def _on_connect_failed(self, link: JobLink, event: ConnectFailed, events: list[ev.Input], now: float) -> None:
         """Give up if no server has ever answered; later losses are waited out."""
         if any(each.was_up or not each.failures for each in self.links):
             self._unreached(link)
@@ -453,15 +449,18 @@ class Run:
         reader = self._sent.get(instruction.attempt)
         if reader is None or not reader.nodes or self.engine.ended:
             return
+        self._outbox.setdefault(reader.server, []).extend(self._stops(reader.nodes))
+
+    def _stops(self, nodes: Mapping[bytes, str]) -> list[JobRequest]:
+        """Return the requests that stop executions, given the node of each."""
         settings = self.settings
-        requests = stop_requests(
-            reader.nodes,
+        return stop_requests(
+            nodes,
             key_id=settings.lane.key_id,
             session_key=settings.session_key,
             session_id=settings.session_id,
             now=time.time(),
         )
-        self._outbox.setdefault(reader.server, []).extend(requests)
 
     def _break(self, instruction: ev.BreakRun, again: list[ev.Input]) -> None:
         if instruction.kind is ev.NotRunKind.INITIALIZER_FAILED:
@@ -495,7 +494,7 @@ class Run:
         self.due = _NEVER
         self.waits = False
         for link in self.links:
-            link.close()
+            link.leave(self._sent, self._stops)
         self._writer.clear()
         self._sent.clear()
         self._inbox.clear()
@@ -515,5 +514,5 @@ def _task_ranges(instruction: ev.Submit) -> list[tuple[int, int]]:
     return ranges
 
 
-def _unavailable(links: Sequence[ServerLink]) -> ServerUnavailable:
+def _unavailable(links: Sequence[JobLink]) -> ServerUnavailable:
     return ServerUnavailable(f"{'; '.join(link.describe_failure() for link in links)}; start one: gearmap server")

@@ -1,4 +1,4 @@
-"""A run's connection to one job server, made anew as often as needed.
+"""A connection to one job server, made anew as often as needed; of one run, or of several (`sharedlink`).
 
 Law of the file: nothing here sleeps; when to try again is a deadline. Retries are spread by `jitter`, so that many
 clients of a job server that comes back do not come at once.
@@ -6,10 +6,12 @@ clients of a job server that comes back do not come at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gearmap.config import Patience, ServerAddress
+from gearmap.runtime.joblink import StopMaker
+from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.transport.client import ServerSession, SessionState
 from gearmap.transport.events import Connected, ConnectFailed, JobRequest, Lost
 from gearmap.transport.poller import Poller
@@ -24,7 +26,7 @@ _NOTHING: Sequence[Any] = ()
 
 
 class ServerLink:
-    """One job server of one run."""
+    """One job server; to a run that has it for itself, a `JobLink`."""
 
     def __init__(
         self,
@@ -55,6 +57,11 @@ class ServerLink:
         if self._session is None:
             return self._retry_at
         return self._session.deadline
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it connects, is connected, or waits to try again."""
+        return self._session is not None or self._retry_at is not None
 
     @property
     def is_up(self) -> bool:
@@ -118,6 +125,22 @@ class ServerLink:
         if self.is_up:
             assert self._session is not None
             self._session.query_unique(unique)
+
+    def cancel_job(self, handle: str) -> None:
+        """Drop a queued job, and go on listening to it; see `ServerSession.cancel`."""
+        if self.is_up:
+            assert self._session is not None
+            self._session.cancel(handle, listen=True)
+
+    def forget_job(self, handle: str) -> None:
+        """Listen to a job that was cancelled no more."""
+        if self.is_up:
+            assert self._session is not None
+            self._session.forget(handle)
+
+    def leave(self, sent: Mapping[int, OutcomeReader], stop: StopMaker) -> None:
+        """The run has ended, and everything goes with the session."""
+        self.close()
 
     def close(self) -> None:
         """Close the session: its queued jobs are dropped by the job server at once."""

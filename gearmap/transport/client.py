@@ -4,8 +4,8 @@ Inside is a GearmanClient with one connection. What is mended here: `submit_mult
 given to the wrong request after an ERROR, KeyErrors for late packets and unknown handles, two requests of one unique,
 exceptions that are never terminal, scans over all requests.
 
-Law of the file: one thread; no clock; every request gets exactly one terminal event or is named in `Lost`. A request
-in the background is finished when it is accepted.
+Law of the file: one thread; no clock; every request gets exactly one terminal event or is named in `Lost`, but for
+those that are listened to after they were cancelled. A request in the background is finished when it is accepted.
 """
 
 from __future__ import annotations
@@ -135,11 +135,21 @@ class ServerSession(Channel):
         self.handler.send_command(GET_STATUS_UNIQUE, unique=unique)
         self.flush()
 
-    def cancel(self, handle: str) -> None:
-        """Drop a queued job. Its clients get `WorkFailed`; a worker that runs it is not told."""
+    def cancel(self, handle: str, *, listen: bool = False) -> None:
+        """Drop a queued job. Its clients get `WorkFailed`; a worker that runs it is not told.
+
+        Where it runs, gearmand sends on what the worker sends. Who wants to `listen` gets that after the `WorkFailed`,
+        and must `forget` the job if it does not end otherwise.
+        """
         self._check_ready()
+        if listen:
+            self.handler.listened.add(encoded(handle))
         self.handler.ask_text(f"cancel job {handle}", lambda line: True)
         self.flush()
+
+    def forget(self, handle: str) -> None:
+        """Report nothing of a job any more."""
+        self.handler.drop(encoded(handle))
 
     @property
     def deadline(self) -> float | None:
@@ -203,6 +213,7 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
         # Several requests share a handle when they share a unique. gearman3's weak map would forget requests that
         # nobody else holds, and knows one request per handle.
         self.handle_to_request_map: dict[bytes, list[JobRequest]] = {}
+        self.listened: set[bytes] = set()  # handles of cancelled jobs, whose WORK_FAIL is not the end
         self._status_rows: list[StatusRow] = []
         self.channel: ServerSession = connection_manager.channel
         self._emit = self.channel.emit
@@ -220,6 +231,7 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
         self.connection_manager.lost_tokens = self.unfinished()
         self.requests_awaiting_handles.clear()
         self.handle_to_request_map.clear()
+        self.listened.clear()
 
     def send_job_request(self, current_request: JobRequest) -> None:
         request = current_request
@@ -273,6 +285,12 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
             self._emit(WorkComplete(request.token, data))
 
     def recv_work_fail(self, job_handle: Payload) -> None:
+        if self.listened:
+            handle = bytes(job_handle).rstrip(b"\0")
+            if handle in self.listened:
+                for request in self.handle_to_request_map.get(handle, ()):
+                    self._emit(WorkFailed(request.token))
+                return
         for request in self._finish(job_handle):
             self._emit(WorkFailed(request.token))
 
@@ -280,6 +298,11 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
         # Terminal: the server has removed the job and forwards no WORK_FAIL after it.
         for request in self._finish(job_handle):
             self._emit(WorkException(request.token, data))
+
+    def drop(self, handle: bytes) -> None:
+        """Forget a job."""
+        self.listened.discard(handle)
+        self.handle_to_request_map.pop(handle, None)
 
     def _next_of(self, job_handle: Payload) -> JobRequest | None:
         """The request that this packet is for; the server repeats it for every request of the same handle."""

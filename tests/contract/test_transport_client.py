@@ -7,6 +7,7 @@ import socket
 import time
 
 import pytest
+from allowed_differences import expected
 from transport_support import echo, free_port, loop, request, start_server  # noqa: F401
 
 from gearmap.errors import ConfigurationError, ConnectionLost, ServerUnavailable
@@ -226,6 +227,34 @@ def test_what_comes_after_a_terminal_event_is_dropped(start_server, loop):
     held[1][0].complete(held[1][1], b"next")
     loop.until_event(session, WorkComplete)
     assert [type(event) for event in loop.events(session)] == [Accepted, WorkFailed, Accepted, WorkComplete]
+
+
+def test_a_job_that_was_taken_before_it_was_cancelled_can_be_listened_to(start_server, loop):
+    server = start_server()
+    held = []
+    session = loop.ready_session(server.address)
+    loop.worker([server.address], on_job=lambda worker, job: held.append((worker, job)))
+    session.submit([request(1)])
+    loop.until(lambda: held)
+    handle = loop.of(session, Accepted)[0].handle
+    session.cancel(handle, listen=True)
+    loop.until_event(session, WorkFailed)
+    worker, job = held[0]
+    session.query_unique("unique-1")
+    loop.until_event(session, UniqueStatus)
+    (status,) = loop.of(session, UniqueStatus)
+    n_told = expected(server.process.kind, "one-verdict-per-client", gearmand=1, ours=0)
+    assert (status.known, status.running, status.clients) == (True, True, n_told)
+    worker.send_data(job, b"late")
+    if n_told:
+        loop.until_event(session, WorkData)
+    session.forget(handle)
+    worker.complete(job, b"later")
+    session.submit([request(2)])
+    loop.until(lambda: len(held) == 2)
+    held[1][0].complete(held[1][1], b"next")
+    loop.until_event(session, WorkComplete)
+    assert [event.token for event in loop.of(session, WorkComplete)] == [2]
 
 
 def test_status_and_unique_questions_are_answered_beside_running_work(start_server, loop):

@@ -62,7 +62,7 @@ class FakeLink:
     def query_unique(self, unique: str) -> None:
         self.asked.append(unique)
 
-    def close(self) -> None: ...
+    def leave(self, *_: Any) -> None: ...
 
 
 class FakeConsumer:
