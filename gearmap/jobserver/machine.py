@@ -30,7 +30,9 @@ from gearmap.jobserver.state import NO_JOB_PACKET, JobTable
 __all__ = ["WAITING_GRABS", "Machine"]
 
 # Of our own: a GRAB_JOB_UNIQ that finds no job waits for one at the server, and PRE_SLEEP takes it back (NO_JOB). A
-# worker of one server is spared NOOP and a second GRAB that way, two of the hops between `submit` and the task.
+# worker of one server is spared NOOP and a second GRAB that way, two of the hops between `submit` and the task. Only at
+# the server of a local cluster, whose node lives and dies with it: elsewhere a node that was suspended, or a host that
+# has vanished, would be handed jobs that nobody begins until a timeout; by a NOOP only the living come to grab.
 WAITING_GRABS: Final = b"waiting_grabs"
 # As gearmand; ids of clients are cut, uniques refused.
 MAX_CLIENT_ID_BYTES: Final = 127
@@ -162,7 +164,7 @@ class Machine:
         if body == b"exceptions":
             peer.wants_exceptions = True
             self.table.send(peer, reply(p.OPTION_RES, b"exceptions"))
-        elif body == WAITING_GRABS:
+        elif body == WAITING_GRABS and self.table.options.wake_one:
             peer.grabs_wait = True
             self.table.send(peer, reply(p.OPTION_RES, WAITING_GRABS))
         else:

@@ -33,7 +33,8 @@ class ServerOptions:
     job_retries
         How many workers a job may lose before it fails; 0 is no limit.
     wake_one
-        Whether a job wakes one sleeping worker and not all of its function.
+        Whether a job wakes one sleeping worker and not all of its function. It is for servers whose workers have no
+        other and live and die with them: then a GRAB may wait, too.
     """
 
     host_name: bytes = b"embedded"

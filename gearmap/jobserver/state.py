@@ -166,7 +166,7 @@ class JobTable:
 
     def _wake(self, function: Function) -> None:
         while function.sleepers and function.n_waiting:
-            peer = next(iter(function.sleepers))
+            peer = self._next_sleeper(function)
             if peer.is_waiting:
                 job = self.take(peer)
                 assert job is not None
@@ -176,6 +176,14 @@ class JobTable:
                 self.send(peer, NOOP_PACKET)
             if self.options.wake_one:
                 return
+
+    def _next_sleeper(self, function: Function) -> Peer:
+        """Return who slept longest, those first who can be given the job at once."""
+        if self.options.wake_one:
+            for peer in function.sleepers:
+                if peer.is_waiting:
+                    return peer
+        return next(iter(function.sleepers))
 
     # -- the life of a job
 

@@ -96,7 +96,10 @@ class ServerLink(Channel):
         return self.state is ChannelState.READY and self.handler.grabs_wait
 
     def ask_for_waiting_grabs(self) -> None:
-        """Have GRABs wait at the server, if it is one that can; for a worker that has no other to ask meanwhile."""
+        """Have GRABs wait at the server, if it is one that can; for a worker that has no other to ask meanwhile.
+
+        It refuses where its workers may be on other hosts, and then nothing changes.
+        """
         if self.server_version.endswith(_OURS):
             self.handler.send_command(GEARMAN_COMMAND_OPTION_REQ, option_name=_WAITING_GRABS)
 

@@ -205,13 +205,14 @@ def test_an_awake_worker_gets_no_noop(connect, f):
     assert worker.settle() == []
 
 
-def test_a_grab_waits_for_the_next_job_where_the_server_can_and_the_worker_asks_for_it(connect, job_server, f):
-    client, worker = connect(), connect()
+def test_a_grab_waits_for_the_next_job_where_the_server_can_and_the_worker_asks_for_it(own_job_server, connections, f):
+    server = own_job_server(workers_wake_one=True)
+    client, worker = connections(server), connections(server)
     worker.can_do(f)
     answer = worker.ask(OPTION_REQ, b"waiting_grabs")
     wanted = (OPTION_RES, b"waiting_grabs")
     unknown = (ERROR, b"UNKNOWN_OPTION\0Server does not recognize given option")
-    assert answer == expected(job_server.kind, "waiting-grabs", gearmand=unknown, ours=wanted)
+    assert answer == expected(server.kind, "waiting-grabs", gearmand=unknown, ours=wanted)
     worker.send(GRAB_JOB_UNIQ)
     if answer == unknown:
         worker.expect(NO_JOB)

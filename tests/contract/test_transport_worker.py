@@ -14,6 +14,7 @@ from transport_support import (  # noqa: F401
     fake,
     free_port,
     loop,
+    other_loop,
     packet,
     request,
     start_server,
@@ -115,10 +116,8 @@ def test_busy_workers_send_no_sleeps_and_no_extra_packets(start_server, counting
     loop.until_event(session, Accepted, 200)
     loop.worker([proxy.address], on_job=echo)
     loop.until_event(session, WorkComplete, 200)
-    loop.until(lambda: proxy.counts["GRAB"] == 201)
-    loop.for_a_while(0.05)
+    loop.until(lambda: proxy.counts["PRE_SLEEP"] == 1)
     assert proxy.counts["GRAB"] == 201
-    assert proxy.counts["PRE_SLEEP"] == (0 if server.process.kind == "embedded" else 1)
     assert proxy.counts["ASSIGN"] == proxy.counts["COMPLETE"] == 200
     assert proxy.counts["NOOP"] == 0
     assert proxy.counts["RESET"] == 0
@@ -285,8 +284,8 @@ def test_a_sleeping_worker_asks_again_after_a_while(loop, fake, monkeypatch):
     assert received.count(b"\x1e") == 1  # unanswered, so not repeated
 
 
-def test_an_idle_worker_of_the_embedded_server_is_handed_its_jobs(start_server, counting_proxy, loop):
-    server = start_server()
+def test_an_idle_worker_of_a_local_cluster_s_embedded_server_is_handed_its_jobs(start_server, counting_proxy, loop):
+    server = start_server(workers_wake_one=True)
     proxy = counting_proxy(server.address)
     session = loop.ready_session(server.address)
     loop.until_event(loop.worker([proxy.address], on_job=echo), ServerUp)
@@ -300,8 +299,20 @@ def test_an_idle_worker_of_the_embedded_server_is_handed_its_jobs(start_server, 
         assert proxy.counts["NOOP"] == 3
 
 
+def test_a_worker_that_was_suspended_while_it_slept_holds_no_job_up(start_server, loop, other_loop):
+    server = start_server()
+    suspended = other_loop
+    suspended.until_event(suspended.worker([server.address]), ServerUp)
+    suspended.for_a_while(0.05)
+    session = loop.ready_session(server.address)
+    loop.until_event(loop.worker([server.address], on_job=echo), ServerUp)
+    loop.for_a_while(0.05)
+    session.submit([request(number) for number in range(3)])
+    loop.until_event(session, WorkComplete, 3)
+
+
 def test_no_server_makes_a_worker_of_several_wait(start_server, counting_proxy, loop):
-    proxies = [counting_proxy(start_server().address) for _ in range(2)]
+    proxies = [counting_proxy(start_server(workers_wake_one=True).address) for _ in range(2)]
     session = loop.ready_session(proxies[1].target)
     worker = loop.worker([proxy.address for proxy in proxies], on_job=echo)
     loop.until(lambda: all(proxy.counts["PRE_SLEEP"] for proxy in proxies))
@@ -313,7 +324,7 @@ def test_no_server_makes_a_worker_of_several_wait(start_server, counting_proxy, 
 
 def test_a_grab_that_waits_is_renewed_now_and_then(start_server, counting_proxy, loop, monkeypatch):
     monkeypatch.setattr(worker_module, "IDLE_GRAB", 0.05)
-    server = start_server()
+    server = start_server(workers_wake_one=True)
     proxy = counting_proxy(server.address)
     session = loop.ready_session(server.address)
     loop.until_event(loop.worker([proxy.address], on_job=echo), ServerUp)
@@ -323,7 +334,7 @@ def test_a_grab_that_waits_is_renewed_now_and_then(start_server, counting_proxy,
 
 
 def test_a_worker_that_is_paused_while_its_grab_waits_takes_no_job_either(start_server, loop):
-    server = start_server()
+    server = start_server(workers_wake_one=True)
     session = loop.ready_session(server.address)
     worker = loop.worker([server.address], on_job=echo)
     loop.until_event(worker, ServerUp)

@@ -151,6 +151,14 @@ def loop():
     loop.close()
 
 
+@pytest.fixture
+def other_loop():
+    """One that can stand still while the first goes on."""
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
 def echo(worker, job):
     worker.complete(job, job.data)
 

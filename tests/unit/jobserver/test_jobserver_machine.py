@@ -78,6 +78,12 @@ def bench():
     return Bench()
 
 
+@pytest.fixture
+def local_bench():
+    """As the server of a local cluster."""
+    return Bench(wake_one=True)
+
+
 def check_invariants(table):
     """Every job is in exactly one place, and every number is the length of what it counts."""
     queued = {f: {0: [], 1: [], 2: []} for f in table.functions.values()}
@@ -236,75 +242,83 @@ def test_wake_one_wakes_the_next_sleeper_if_the_woken_one_goes_away():
     assert bench.heard(second) == [(p.NOOP, b"")]
 
 
-def test_a_grab_that_waits_is_answered_by_the_next_job(bench):
-    client, worker = bench.peer(), bench.waiting_worker(b"f", b"g")
-    handle = bench.submit(client, b"f", b"u")
-    assert bench.heard(worker) == [(p.JOB_ASSIGN_UNIQ, b"\0".join((handle, b"f", b"u", b"data")))]
-    bench.submit(client, b"g")
-    assert bench.heard(worker) == []
+def test_a_grab_that_waits_is_answered_by_the_next_job(local_bench):
+    client, worker = local_bench.peer(), local_bench.waiting_worker(b"f", b"g")
+    handle = local_bench.submit(client, b"f", b"u")
+    assert local_bench.heard(worker) == [(p.JOB_ASSIGN_UNIQ, b"\0".join((handle, b"f", b"u", b"data")))]
+    local_bench.submit(client, b"g")
+    assert local_bench.heard(worker) == []
 
 
-def test_a_grab_does_not_wait_where_that_was_not_asked_for(bench):
-    worker = bench.worker(b"f")
-    assert bench.say(worker, p.GRAB_JOB_UNIQ) == [(p.NO_JOB, b"")]
-    bench.say(worker, p.OPTION_REQ, WAITING_GRABS)
-    assert bench.say(worker, p.GRAB_JOB) == [(p.NO_JOB, b"")]
-    bench.submit(bench.peer())
-    assert bench.heard(worker) == []
+def test_a_grab_does_not_wait_where_that_was_not_asked_for(local_bench):
+    worker = local_bench.worker(b"f")
+    assert local_bench.say(worker, p.GRAB_JOB_UNIQ) == [(p.NO_JOB, b"")]
+    local_bench.say(worker, p.OPTION_REQ, WAITING_GRABS)
+    assert local_bench.say(worker, p.GRAB_JOB) == [(p.NO_JOB, b"")]
+    local_bench.submit(local_bench.peer())
+    assert local_bench.heard(worker) == []
 
 
-def test_a_waiting_grab_that_is_taken_back_gets_nothing_any_more(bench):
-    worker = bench.waiting_worker(b"f")
-    assert bench.say(worker, p.PRE_SLEEP) == [(p.NO_JOB, b"")]
-    bench.submit(bench.peer())
-    assert bench.heard(worker) == []
+def test_a_waiting_grab_that_is_taken_back_gets_nothing_any_more(local_bench):
+    worker = local_bench.waiting_worker(b"f")
+    assert local_bench.say(worker, p.PRE_SLEEP) == [(p.NO_JOB, b"")]
+    local_bench.submit(local_bench.peer())
+    assert local_bench.heard(worker) == []
 
 
-def test_taking_a_grab_back_too_late_changes_nothing(bench):
-    client, worker = bench.peer(), bench.waiting_worker(b"f")
-    bench.submit(client)
-    ((assigned, _),) = bench.heard(worker)
+def test_taking_a_grab_back_too_late_changes_nothing(local_bench):
+    client, worker = local_bench.peer(), local_bench.waiting_worker(b"f")
+    local_bench.submit(client)
+    ((assigned, _),) = local_bench.heard(worker)
     assert assigned == p.JOB_ASSIGN_UNIQ
-    assert bench.say(worker, p.PRE_SLEEP) == []
-    bench.submit(client)
-    assert bench.heard(worker) == []
+    assert local_bench.say(worker, p.PRE_SLEEP) == []
+    local_bench.submit(client)
+    assert local_bench.heard(worker) == []
 
 
-@pytest.mark.parametrize("wake_one", [False, True])
-def test_a_job_goes_to_one_waiting_grab_and_wakes_nobody_else(wake_one):
-    bench = Bench(wake_one=wake_one)
-    first, second = bench.waiting_worker(b"f"), bench.waiting_worker(b"f")
-    bench.submit(bench.peer())
-    assert [command for command, _ in bench.heard(first)] == [p.JOB_ASSIGN_UNIQ]
-    assert bench.heard(second) == []
-    bench.submit(bench.peer())
-    assert [command for command, _ in bench.heard(second)] == [p.JOB_ASSIGN_UNIQ]
+def test_a_job_goes_to_one_waiting_grab_and_wakes_nobody_else(local_bench):
+    sleeper = local_bench.worker(b"f")
+    assert local_bench.say(sleeper, p.PRE_SLEEP) == []
+    first, second = local_bench.waiting_worker(b"f"), local_bench.waiting_worker(b"f")
+    for worker in (first, second):
+        local_bench.submit(local_bench.peer())
+        assert [command for command, _ in local_bench.heard(worker)] == [p.JOB_ASSIGN_UNIQ]
+        assert local_bench.heard(sleeper) == []
+    local_bench.submit(local_bench.peer())
+    assert local_bench.heard(sleeper) == [(p.NOOP, b"")]
 
 
-def test_a_requeued_job_goes_to_a_grab_that_waits(bench):
-    busy, idle = bench.waiting_worker(b"f"), bench.waiting_worker(b"f")
-    handle = bench.submit(bench.peer())
-    bench.machine.disconnect(busy)
-    ((assigned, body),) = bench.heard(idle)
+def test_grabs_wait_at_the_servers_of_local_clusters_only(bench):
+    worker = bench.worker(b"f")
+    ((answer, _),) = bench.say(worker, p.OPTION_REQ, WAITING_GRABS)
+    assert answer == p.ERROR
+    assert bench.say(worker, p.GRAB_JOB_UNIQ) == [(p.NO_JOB, b"")]
+
+
+def test_a_requeued_job_goes_to_a_grab_that_waits(local_bench):
+    busy, idle = local_bench.waiting_worker(b"f"), local_bench.waiting_worker(b"f")
+    handle = local_bench.submit(local_bench.peer())
+    local_bench.machine.disconnect(busy)
+    ((assigned, body),) = local_bench.heard(idle)
     assert (assigned, body.split(b"\0")[0]) == (p.JOB_ASSIGN_UNIQ, handle)
 
 
-def test_a_waiting_grab_serves_what_was_registered_meanwhile_and_not_what_was_left(bench):
-    client, worker = bench.peer(), bench.waiting_worker(b"f")
-    bench.submit(client, b"g")
-    ((assigned, body),) = bench.say(worker, p.CAN_DO, b"g")
+def test_a_waiting_grab_serves_what_was_registered_meanwhile_and_not_what_was_left(local_bench):
+    client, worker = local_bench.peer(), local_bench.waiting_worker(b"f")
+    local_bench.submit(client, b"g")
+    ((assigned, body),) = local_bench.say(worker, p.CAN_DO, b"g")
     assert (assigned, body.split(b"\0")[1]) == (p.JOB_ASSIGN_UNIQ, b"g")
-    bench.say(worker, p.GRAB_JOB_UNIQ)
-    bench.say(worker, p.CANT_DO, b"f")
-    bench.submit(client, b"f")
-    assert bench.heard(worker) == []
+    local_bench.say(worker, p.GRAB_JOB_UNIQ)
+    local_bench.say(worker, p.CANT_DO, b"f")
+    local_bench.submit(client, b"f")
+    assert local_bench.heard(worker) == []
 
 
-def test_a_worker_that_goes_takes_its_waiting_grab_along(bench):
-    worker = bench.waiting_worker(b"f")
-    bench.machine.disconnect(worker)
-    handle = bench.submit(bench.peer())
-    assert bench.grab(bench.worker(b"f"))[0] == handle
+def test_a_worker_that_goes_takes_its_waiting_grab_along(local_bench):
+    worker = local_bench.waiting_worker(b"f")
+    local_bench.machine.disconnect(worker)
+    handle = local_bench.submit(local_bench.peer())
+    assert local_bench.grab(local_bench.worker(b"f"))[0] == handle
 
 
 def test_a_peer_that_is_gone_is_sent_nothing(bench):
@@ -346,9 +360,9 @@ INDEX = st.integers(0, 5)
 class ServerMachine(RuleBasedStateMachine):
     """Peers that do anything in any order."""
 
-    def __init__(self):
+    def __init__(self, **options):
         super().__init__()
-        self.bench = Bench(job_retries=3)
+        self.bench = Bench(job_retries=3, **options)
         self.peers = [self.bench.peer() for _ in range(6)]
 
     def handle_of(self, pick):
@@ -427,5 +441,14 @@ class ServerMachine(RuleBasedStateMachine):
         assert all(job.background for job in table.jobs.values())
 
 
+class LocalServerMachine(ServerMachine):
+    """The same at the server of a local cluster."""
+
+    def __init__(self):
+        super().__init__(wake_one=True)
+
+
+TestLocalServerMachine = LocalServerMachine.TestCase
+TestLocalServerMachine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 TestServerMachine = ServerMachine.TestCase
 TestServerMachine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
