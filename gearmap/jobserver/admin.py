@@ -89,7 +89,7 @@ def _show(table: JobTable, words: Words) -> bytes:
     arguments = [word.lower() for word in words]
     if arguments == [b"jobs"]:
         lines = [
-            b"%b\t%d\t%d\t%d\n" % (job.handle, job.retries, job.is_cancelled, job.background)
+            b"%b\t%d\t%d\t%d\n" % (job.handle, job.retries, not job.is_wanted, job.background)
             for job in table.jobs.values()
         ]
     elif arguments == [b"unique", b"jobs"]:

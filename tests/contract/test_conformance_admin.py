@@ -109,6 +109,17 @@ def test_show_jobs_tells_handle_retries_and_kind(connect, f):
     assert background + b"\t0\t0\t1" in [line.replace(b"\t0\t0\t0", b"\t0\t0\t1") for line in lines]
 
 
+def test_show_jobs_tells_that_nobody_waits_for_a_job_that_runs(connect, f):
+    worker, client, admin = connect(), connect(), connect()
+    worker.can_do(f)
+    handle = client.submit(f)
+    worker.must_grab()
+    assert handle + b"\t0\t0\t0" in admin.ask_lines(b"show jobs")
+    client.close()
+    while handle + b"\t0\t1\t0" not in admin.ask_lines(b"show jobs"):
+        pass
+
+
 def test_show_unique_jobs_tells_uniques(connect, f):
     client = connect()
     client.submit(f, unique=b"u-" + f)
