@@ -403,24 +403,26 @@ class Sentinel:
     wants_write = False
 
     def __init__(self, child: Child) -> None:
-        self._child = child
-        self._closed = False
+        self._child: Child | None = child
 
     def watched_by(self, report_change: Callable[[Sentinel], object]) -> None:
         """Its file descriptor lasts as long as it is watched."""
 
     def fileno(self) -> int:
-        process = self._child._process
-        return -1 if self._closed or process is None else int(process.sentinel)
+        process = None if self._child is None else self._child._process
+        return -1 if process is None else int(process.sentinel)
 
     def on_readable(self) -> None:
-        self._child.reap()
+        if self._child is not None:
+            self._child.reap()
 
     def on_writable(self) -> None:
         """Never wanted."""
 
     def close(self) -> None:
-        self._closed = True
+        # Not a flag: without the circle, the memory that the child shared is used again for the next at once, and not
+        # when the collector comes by.
+        self._child = None
 
 
 def _describe_exit(code: int | None) -> str:
