@@ -17,6 +17,7 @@ from typing import Any
 
 from gearmap.config import Patience
 from gearmap.core import node_events as ne
+from gearmap.core.childstarts import ChildStarts
 from gearmap.core.limits import ChildUse, TaskClock
 from gearmap.core.sizes import shown_bytes
 
@@ -47,9 +48,6 @@ AVOID_DELAY = 0.2
 # die, how much it had). Raised: less work for the node; lowered: a child gets less far beyond its limit.
 LIMITED_MEMORY_INTERVAL = 0.1
 MEMORY_INTERVAL = 0.25
-
-# Children that die before they were ready, in a row, before the node gives up.
-MAX_FAILED_STARTS = 5
 
 _NEVER = float("inf")
 
@@ -127,10 +125,8 @@ class NodeEngine:
         self._next_memory_look = _NEVER
         self._worked: set[int] = set()  # children that had a job since the last look at memory
         self._uses: dict[int, ChildUse] = {}  # of every child that is a worker's
-        self._starting: set[int] = set()
+        self._starting = ChildStarts()
         self._idle: list[int] = []  # ready, and no worker's yet
-        self._next_child = 0
-        self._failed_starts = 0
         self._draining = False
         self._give_back_all_at = _NEVER
         self._exited = False
@@ -251,11 +247,7 @@ class NodeEngine:
         if self._draining:
             lacking, spares = [worker for worker in lacking if worker >= self._workers], 0
         wanted = len(lacking) + spares - len(self._idle) - len(self._starting)
-        for _ in range(wanted):
-            child = self._next_child
-            self._next_child += 1
-            self._starting.add(child)
-            out.append(ne.StartChild(child))
+        out.extend(map(ne.StartChild, self._starting.begin(wanted)))
 
     def _trim(self, out: list[ne.Instruction]) -> None:
         """End idle children that no worker needs any more."""
@@ -274,10 +266,11 @@ class NodeEngine:
         child = event.child
         if child not in self._starting:
             return
-        self._starting.discard(child)
-        self._failed_starts = 0
+        may_start_more = self._starting.ready(child)
         self._idle.append(child)
         self._place_children(out)
+        if may_start_more:
+            self._refill(out)
         if self._closed:
             self._trim(out)
 
@@ -318,9 +311,9 @@ class NodeEngine:
         child = event.child
         worker = self._workers_of.get(child)
         if child in self._starting:
-            self._starting.discard(child)
-            self._failed_starts += 1
-            if self._failed_starts >= MAX_FAILED_STARTS:
+            self._starting.failed(child, now)
+            self._next_look = min(self._next_look, self._starting.next_try)
+            if self._starting.is_hopeless:
                 self._give_up(f"children end before they are ready: {event.detail}", out)
                 return
         elif child in self._idle:
@@ -499,9 +492,11 @@ class NodeEngine:
             self._look_at_memory(now, out)
         if now >= self._give_back_all_at:
             self._give_back_all_at = _NEVER
+        if self._starting.may_try(now):
+            self._refill(out)
         waiting = (execution.deadline for execution in self._executions if execution is not None)
         self._next_look = min(waiting, default=_NEVER)
-        self._next_look = min(self._next_look, self._give_back_all_at, self._next_memory_look)
+        self._next_look = min(self._next_look, self._give_back_all_at, self._next_memory_look, self._starting.next_try)
 
     def _look_at_memory(self, now: float, out: list[ne.Instruction]) -> None:
         """Look at every child that worked since the last time: one that ran many short jobs is seen, too."""

@@ -16,6 +16,7 @@ from integration_support import in_background, is_alive, lane_of, run_script, wa
 from programs import KINDS, require_kind
 
 import gearmap
+from gearmap.core.childstarts import MAX_FAILED_STARTS
 from gearmap.core.names import control_name, node_ids
 from gearmap.runtime.controlrequest import open_answer, seal_request
 from gearmap.transport import admin
@@ -150,6 +151,48 @@ def test_a_node_survives_the_end_of_what_starts_its_children(kind, start_server,
         starter.kill()  # also when something fails: what is suspended does not see that its node has gone
     # then
     assert client.submit(abs, -2).result(30) == 2
+    assert node.process.poll() is None
+
+
+# Found by Python where it starts: keeps what the starter of children forks until it may go on.
+HELD_UP = """
+    import os, pathlib, sys, time
+    def wait():
+        while not pathlib.Path({flag!r}).exists():
+            time.sleep(0.01)
+    if "multiprocessing.forkserver" in " ".join(sys.orig_argv):
+        os.register_at_fork(after_in_child=wait)
+"""
+
+
+def test_a_node_survives_that_all_its_children_end_while_they_start(
+    kind, start_server, start_node, connect, tmp_path, monkeypatch
+):
+    # given: more children than failures it bears
+    server = start_server(kind)
+    workers = 2 * MAX_FAILED_STARTS
+    go_on = tmp_path / "go on"
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(HELD_UP.format(flag=str(go_on))))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    def starters():
+        nodes = [each for each in psutil.Process().children() if "gearmap.runtime.node_main" in each.cmdline()]
+        return [each for node in nodes for each in node.children() if len(each.children()) > workers]
+
+    def kill():
+        wait_until(starters, "its children start")
+        (starter,) = starters()
+        starting = starter.children()
+        go_on.touch()
+        for process in (starter, *starting):
+            process.kill()
+
+    # when
+    killed = in_background(kill)
+    node = start_node(server, workers=workers)
+    killed()
+    # then
+    assert connect(server).map(abs, range(-50, 0), chunksize=1) == list(range(50, 0, -1))
     assert node.process.poll() is None
 
 
