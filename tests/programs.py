@@ -12,6 +12,16 @@ from gearmap.jobserver.process import find_gearmand
 KINDS = ("embedded", "gearmand")
 
 
+def ends_with_us(command: list[str]) -> list[str]:
+    """Return a command whose process is killed should this one go first, so that a killed test run leaves nothing.
+
+    Where there is no `setpriv`, as elsewhere than on Linux, it is the command itself. The thread that starts it has to
+    last as long: it is that thread's end that kills.
+    """
+    setpriv = shutil.which("setpriv")
+    return command if setpriv is None else [setpriv, "--pdeathsig", "KILL", *command]
+
+
 def missing(what: str) -> None:
     """Skip where a program is not installed; fail where it has to be."""
     if os.environ.get("CI"):

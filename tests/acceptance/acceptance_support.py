@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from programs import ends_with_us
+
 # Everything that a test waits for comes within this time, on a machine that is busy with other things too (seconds).
 DEADLINE = 40.0
 
@@ -25,7 +27,7 @@ class Command:
     def __init__(self, *words: str, environment: Mapping[str, str] = {}, cwd: Path | None = None) -> None:
         self.words = words
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gearmap", *words],
+            ends_with_us([sys.executable, "-m", "gearmap", *words]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

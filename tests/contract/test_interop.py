@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from allowed_differences import expected
 from packets import SUBMIT_JOB_BG, SUBMIT_JOB_HIGH, SUBMIT_JOB_LOW, WORK_COMPLETE, WORK_DATA, WORK_FAIL
-from programs import require_tool
+from programs import ends_with_us, require_tool
 
 DEADLINE = 30
 
@@ -42,7 +42,7 @@ def gearman_worker(job_server, connect):
             function.decode(),
             *args,
         ]
-        processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+        processes.append(subprocess.Popen(ends_with_us(command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
         witness = connect()
         while not any(
             line.split(b"\t")[0] == function and line.split(b"\t")[3] == b"1" for line in witness.ask_lines(b"status")

@@ -9,20 +9,41 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import psutil
 import pytest
-from integration_support import is_alive, lane_of, wait_until, workers_of
-from programs import KINDS, require_kind
+from integration_support import lane_of, wait_until, workers_of
+from leaks import MARK, MARKED_AS, Belongings, NodesBelongings, expect_no_jobs
+from programs import KINDS, ends_with_us, require_kind
 
 import gearmap
 from gearmap.jobserver.process import ServerProcess, start_job_server
 from gearmap.keyfile import make_key
 from gearmap.runtime.noderun import encode_node_config
+
+LOOPBACK = "127.0.0.1"
+
+# Processes that a node with two workers starts: for each worker, to spare, what starts them, what tracks their memory.
+AT_REST = 5
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_traces() -> Iterator[None]:
+    """Processes and temporary files of this session are told from those of everybody else."""
+    get_temp_dir()  # the one that this process keeps to its end is made before
+    # A short path, for sockets' sake.
+    with tempfile.TemporaryDirectory(prefix="gm-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, MARKED_AS)
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -36,8 +57,15 @@ def kind(request: pytest.FixtureRequest) -> str:
 def cluster(kind: str) -> Iterator[gearmap.LocalCluster]:
     """A cluster of two workers; tests may break its tasks, not its processes."""
     client = gearmap.LocalCluster(2, server=kind)
+    client.map(abs, [-1])  # now, or its processes would be taken for those of the first test
+    _, node = client._backend.processes.pids
+    wait_until(lambda: len(psutil.Process(node).children(recursive=True)) == AT_REST, "its children run")
+    had = NodesBelongings.now(node)
     yield client
-    client.close()
+    try:
+        had.expect_nothing_more()
+    finally:
+        client.close()
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +74,11 @@ def functions_travel(request: pytest.FixtureRequest) -> Iterator[None]:
     cloudpickle.register_pickle_by_value(request.module)
     yield
     cloudpickle.unregister_pickle_by_value(request.module)
+
+
+def _nobody_may_serve_for_a_while() -> None:
+    """Let this test's clients warn of it: how soon the next node serves is up to what else the machine does."""
+    warnings.filterwarnings("ignore", "no worker serves", RuntimeWarning)  # pytest takes it back after the test
 
 
 class Node:
@@ -63,13 +96,16 @@ class Node:
         return psutil.Process(self.pid).children(recursive=True)
 
     def kill(self) -> None:
+        _nobody_may_serve_for_a_while()
         self.process.kill()
         self.process.wait()
 
     def drain(self) -> None:
+        _nobody_may_serve_for_a_while()
         self.process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
+        _nobody_may_serve_for_a_while()
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -85,12 +121,18 @@ def start_server() -> Iterator[Callable[..., ServerProcess]]:
     started: list[ServerProcess] = []
 
     def start(kind: str, **options: object) -> ServerProcess:
+        if options.get("port"):  # one that comes back: nodes find it when they look for it the next time
+            _nobody_may_serve_for_a_while()
         started.append(start_job_server(kind, **options))
         return started[-1]
 
     yield start
-    for server in started:
-        server.stop()
+    try:
+        # One on a host of its own cannot be asked from here.
+        expect_no_jobs((server.host, server.port) for server in started if server.alive and server.host == LOOPBACK)
+    finally:
+        for server in started:
+            server.stop()
 
 
 @pytest.fixture
@@ -119,7 +161,9 @@ def start_node(key_file: Path) -> Iterator[Callable[..., Node]]:
         lane = lane_of(key, queue, python)
         before = [(server, workers_of(server, lane)) for server in servers]
         process = subprocess.Popen(
-            [interpreter, "-m", "gearmap.runtime.node_main", "0"], stdin=subprocess.PIPE, start_new_session=True
+            ends_with_us([interpreter, "-m", "gearmap.runtime.node_main", "0"]),
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         assert process.stdin is not None
         process.stdin.write(
@@ -161,16 +205,13 @@ def connect(key_file: Path) -> Iterator[Callable[..., gearmap.Client]]:
 
 
 @pytest.fixture(autouse=True)
-def _leaves_no_process_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that starts processes of its own ends them all."""
-    if "cluster" in request.fixturenames:
-        yield  # the shared cluster stays
-        return
-    # What this process has started itself: the shared cluster's node may start a child of its own at any time.
-    before = {process.pid for process in psutil.Process().children()}
+def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test ends, closes and removes all that it started, opened and made."""
+    # What has a wider scope is there already, and stays: clients by themselves or in a dictionary.
+    wider = list(request.node.funcargs.values())
+    wider += [each for value in wider if isinstance(value, dict) for each in value.values()]
+    before = Belongings.now(value for value in wider if isinstance(value, gearmap.Client))
     yield
-
-    def left() -> list[psutil.Process]:
-        return [p for p in psutil.Process().children() if p.pid not in before and is_alive(p)]
-
-    wait_until(lambda: not left(), f"processes left behind: {left()}", 10.0)
+    before.expect_nothing_more()
+    for client in before.clients:
+        expect_no_jobs((address.host, address.port) for address in client._backend.addresses)

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from programs import ends_with_us
 
 from gearmap.core.names import Lane
 from gearmap.jobserver.process import ServerProcess
@@ -26,12 +27,15 @@ from gearmap.wire import seal
 DEADLINE = 30.0
 
 
-def wait_until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:
-    """Wait until something outside of our control is so."""
+def wait_until(
+    condition: Callable[[], bool], what: str, deadline: float = DEADLINE, *, detail: Callable[[], object] | None = None
+) -> None:
+    """Wait until something outside of our control is so; `detail` is asked what there is instead."""
     until = time.monotonic() + deadline
     while not condition():
         if time.monotonic() > until:
-            pytest.fail(f"{what}: not within {deadline} s")
+            instead = "" if detail is None else f"; {detail()}"
+            pytest.fail(f"{what}: not within {deadline} s{instead}")
         time.sleep(0.01)
 
 
@@ -60,7 +64,7 @@ def in_background(call: Callable[[], Any]) -> Callable[..., Any]:
 
 def run_script(source: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
     """Start a Python program."""
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(source), *arguments], **options)
+    return subprocess.Popen(ends_with_us([sys.executable, "-c", textwrap.dedent(source), *arguments]), **options)
 
 
 def seconds_until_end(pids: Iterable[int], deadline: float = DEADLINE) -> float:

@@ -35,7 +35,9 @@ def _starters() -> Iterator[None]:
     context = child_context()
     if context.get_start_method() == "forkserver":
         forkserver.ensure_running()
+    kept = context.RawArray("q", 1)  # the memory that children share with us, too
     yield
+    del kept
     if context.get_start_method() == "forkserver":
         forkserver._forkserver._stop()
     resource_tracker._resource_tracker._stop()

@@ -62,6 +62,12 @@ def live_jobs(server):
         return sum(not job.is_ignored for job in session.show_jobs())
 
 
+@pytest.fixture(scope="module")
+def loop_of_jupyter():
+    """The event loop that jupyter_client makes on its first use, and keeps."""
+    return pytest.importorskip("jupyter_core.utils").ensure_event_loop()
+
+
 @pytest.fixture
 def folder(tmp_path):
     path = tmp_path / "tasks"
@@ -155,7 +161,7 @@ def test_a_frozen_client_keeps_its_work(kind, start_node, key_file, folder, othe
 
 @pytest.mark.parametrize("how", ["dies", "is interrupted"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_notebooks_kernel(kind, start_node, key_file, folder, other, how):
+def test_a_notebooks_kernel(kind, start_node, key_file, folder, other, how, loop_of_jupyter):
     manager = pytest.importorskip("jupyter_client.manager")
     server, others_are_untouched = other
     start_node(server, workers=2)

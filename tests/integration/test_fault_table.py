@@ -25,7 +25,7 @@ import cloudpickle
 import faults
 import pytest
 from integration_support import DEADLINE, lane_of, wait_until, workers_of
-from programs import KINDS, require_kind
+from programs import KINDS, ends_with_us, require_kind
 
 import gearmap
 from gearmap.jobserver.process import start_job_server
@@ -183,7 +183,7 @@ def _start(kind: str, key: Path, ends: list[Callable[[], object]]) -> gearmap.Cl
     make_key(key)
     server = start_job_server(kind)
     ends.append(server.stop)
-    command = [sys.executable, "-m", "gearmap.runtime.node_main", "0"]
+    command = ends_with_us([sys.executable, "-m", "gearmap.runtime.node_main", "0"])
     node = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     ends += [node.wait, node.terminate]
     assert node.stdin is not None
@@ -202,6 +202,7 @@ def _start(kind: str, key: Path, ends: list[Callable[[], object]]) -> gearmap.Cl
     client = gearmap.Client(f"{server.host}:{server.port}", key=key)
     ends.append(client.close)
     wait_until(lambda: workers_of(server, lane_of(key)) == 2, "the node serves")
+    client.map(abs, [-1])  # its driver starts now, and not with the first cell
     return client
 
 

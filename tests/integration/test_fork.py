@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from integration_support import DEADLINE, is_alive, lane_of, wait_until
-from programs import KINDS, require_kind
+from programs import KINDS, ends_with_us, require_kind
 
 from gearmap.transport import admin
 
@@ -91,7 +91,7 @@ def test_a_killed_clients_queued_jobs_vanish_at_once_though_a_forked_process_liv
     time.sleep(300)
     """
     environ = {**os.environ, "GEARMAP_KEY_FILE": str(key_file)}
-    client = subprocess.Popen([*script(code), f"127.0.0.1:{server.port}", str(flag)], env=environ)
+    client = subprocess.Popen(ends_with_us([*script(code), f"127.0.0.1:{server.port}", str(flag)]), env=environ)
     forked = None
     try:
         wait_until(lambda: flag.exists() and bool(flag.read_text()), "the client has forked")
@@ -201,7 +201,7 @@ def test_a_forked_process_does_not_keep_the_local_cluster_of_its_killed_parent_a
         pathlib.Path(sys.argv[2]).write_text(text)
         time.sleep(300)
     """
-    client = subprocess.Popen([*script(code), kind, str(flag)])
+    client = subprocess.Popen(ends_with_us([*script(code), kind, str(flag)]))
     processes: list[psutil.Process] = []
     try:
         wait_until(lambda: flag.exists() and bool(flag.read_text()), "the cluster runs")

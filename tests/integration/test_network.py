@@ -13,6 +13,7 @@ from collections import Counter
 
 import pytest
 from integration_support import in_background, lane_of, wait_until
+from leaks import expect_no_jobs
 from networks import make_network
 from programs import KINDS, require_kind
 
@@ -40,6 +41,9 @@ def lan(kind, network, start_server, start_node, connect, tmp_path):
     require_kind(kind)
     made = Lan(kind, network, start_server, start_node, connect, tmp_path / "runs")
     yield made
+    made.client.close()  # a job that a host took along is one that nobody waits for then
+    with made.server_host.inside():
+        expect_no_jobs([(made.server.host, made.server.port)])
     for node in made.nodes:
         node.kill()  # one that is cut off would try for seconds to take its leave
 
