@@ -12,6 +12,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests mostly wait for real processes: more at a time than there are cores. TEST_WORKERS= runs them one by one.
 TEST_WORKERS := --numprocesses=4 --dist=loadfile
 
+# Tests run notebooks in each of these versions of ipykernel, which differ in what a click does while a cell runs.
+KERNELS := 6.31.0 7.3.0 7.4.0
+
 # The first of these that is new enough; only looked for when .venv has to be made.
 CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10
 PYTHON ?= $(shell for each in $(CANDIDATES); do \
@@ -58,4 +61,6 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable '.[test,browser-test,notebooks]'
+	for each in $(KERNELS); do \
+		$(PIP) install --upgrade --no-deps --target $(VENV)/kernels/$$each ipykernel==$$each || exit 1; done
 	@touch $@ $(VENV)/.installed

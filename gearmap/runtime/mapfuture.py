@@ -3,13 +3,14 @@
 What must not live here: how a map is run (`maprun`, `inline`), and what is known of it (`maprecord`).
 
 Rule 1: whoever runs the map ends it here, once, with an outcome; a run that goes on makes it begin again.
-Rule 2: waiting changes nothing. Only `cancel` and `resume` do.
+Rule 2: waiting changes nothing. Only `cancel` and `resume` do; and who stops awaiting it cancels it, as in asyncio.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import logging
 import threading
 from collections import deque
@@ -159,9 +160,10 @@ class MapFuture(Generic[R]):
         self._run_quietly(self._launch(self, again=False))
 
     def run_in_thread(self) -> None:
-        """Run it in a thread of its own."""
+        """Run it in a thread of its own, in the caller's context: by it a notebook knows whose cell the output is."""
         runner = self._runner = self._launch(self, again=False)
-        threading.Thread(target=self._run_quietly, args=(runner,), name="gearmap-map", daemon=True).start()
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(self._run_quietly, runner), name="gearmap-map", daemon=True).start()
 
     def _run(self, runner: Runner) -> None:
         self._runner = runner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import itertools
 import os
 import threading
@@ -265,6 +266,16 @@ def test_it_can_be_awaited(cluster):
     results, ticks = asyncio.run(main())
     assert results == [list(range(30)), [1]]
     assert ticks > 5
+
+
+def test_its_iterable_is_read_in_the_context_of_the_caller(cluster):
+    def seen():
+        yield wish.get()
+
+    wish = contextvars.ContextVar("wish", default="none")
+    wish.set("tea")
+
+    assert cluster.map_async(str, seen()).result(20) == ["tea"]
 
 
 def test_who_stops_awaiting_it_has_cancelled_it(cluster):
