@@ -354,6 +354,8 @@ class NodeEngine:
             execution.give_back_at = first_look = now + AVOID_DELAY
         else:
             execution.next_beat = execution.next_output = first_look = now + FIRST_BEAT
+            if event.n_tasks > 1:
+                execution.next_forward = first_look  # what a child commits before the end, it does not tell
             if event.foreground:
                 execution.next_ask = now + ASK_INTERVAL
             if clock is not None:
@@ -472,7 +474,7 @@ class NodeEngine:
                 out.append(ne.AnswerNotRun(worker, execution.stopping or ne.NodeReason.AVOIDED))
                 continue
             if now >= execution.next_forward:
-                execution.next_forward = _NEVER
+                execution.next_forward = now + FIRST_BEAT if execution.n_tasks > 1 else _NEVER
                 out.append(ne.Forward(worker))
             if now >= execution.next_beat:
                 execution.next_beat = now + self._beat_interval

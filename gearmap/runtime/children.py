@@ -207,6 +207,7 @@ class Child:
     def send_job(self, head: bytes, sealed: bytes | bytearray | memoryview) -> None:
         """Hand a job to the child."""
         self._index[0] = HANDED_OVER  # the child is idle: what it left there must not be charged to this one
+        self._slate.shelf.clear()
         if len(sealed) <= _JOIN_BYTES:
             self._outgoing.append(memoryview(head + sealed))
         else:
@@ -348,7 +349,12 @@ class Child:
         self._body = None
         self._add_report(self._kind, body)
 
+    def fetch(self) -> None:
+        """Report what the child has committed to the shelf."""
+        self._reports += [Committed(sealed, final=False) for sealed in self._slate.shelf.take()]
+
     def _add_report(self, kind: bytes, body: bytes | memoryview) -> None:
+        self.fetch()  # it lay there before the child wrote to the pipe
         if kind in (FINAL, COMMIT):
             self._reports.append(Committed(body, kind == FINAL))
         elif kind == LAST:
@@ -362,6 +368,7 @@ class Child:
         """Take in everything that the dead process had written, then report its end."""
         while self._read_once():
             pass
+        self.fetch()
         self._process.join()
         self.unread = self.read_outlets()
         detail = _describe_exit(self._process.exitcode) + _describe_memory(self._peak_bytes)

@@ -3,8 +3,8 @@
 What must not live here: the process itself and its pipe's frames (`child`), how outcomes are written (`committer`),
 what is done about what tasks leave behind (`upkeep`), and anything the node imports.
 
-Rule 1: what a task finished is committed to the pipe before the next task begins, unless tasks are tiny; what is in the
-pipe survives this process.
+Rule 1: what a task finished is committed before the next task begins, unless tasks are tiny; what was committed, to
+shared memory or the pipe, survives this process.
 Rule 2: the index of the running task is one aligned store into shared memory, so that a death is charged to the right
 task, and only what a task itself takes is held against its time. Nothing else is shared.
 Rule 3: a job of one call is by far the most frequent; it must not pay for what longer ones need.
@@ -53,6 +53,7 @@ class Runner:
     def __init__(self, pipe: socket.socket, slate: Slate, outlets: ChildOutlets, settings: ChildSettings) -> None:
         self._pipe = pipe
         self._index = slate.index
+        self._shelf = slate.shelf
         self._settings = settings
         self._headers = HeaderMemo()
         self._functions: OrderedDict[tuple[str, str], Callable[..., Any]] = OrderedDict()
@@ -72,7 +73,7 @@ class Runner:
         numbers = payloads.pop()[0]
         # With a time limit the index stays at a task: pickling its result is part of its time.
         index = self._index if header.task_timeout is None else None
-        committer = Committer(self._pipe, job, prefix.session_id, index)
+        committer = Committer(self._pipe, self._shelf, job, prefix.session_id, index)
         upkeep = self._upkeep
         if not upkeep.is_fit:
             committer.give_back()

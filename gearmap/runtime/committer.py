@@ -1,9 +1,13 @@
-"""What a child says of a job: outcomes, sealed and written to the pipe in order.
+"""What a child says of a job: outcomes, sealed and handed over in order.
 
 What must not live here: when something is said (`childrun`), and how an outcome is encoded (`wire.outcome`).
 
 Law of the file: what was written survives this process. Each outcome is whole: results, failures and what their tasks
 printed are in the same one.
+
+Outcomes before the last lie on the slate's shelf while there is room, where the node fetches them when it has a reason
+to look: to wake it for each would cost it, and the core that the tasks run on, more than to write them. Once one was
+too large and went through the pipe, all that follow do, so the order is that of shelf, then pipe.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Any
 
 from gearmap.runtime.advice import advice
 from gearmap.runtime.child import COMMIT, FINAL, FRAME, LAST, PACKING, Job
+from gearmap.runtime.slate import Shelf
 from gearmap.wire import envelope
 from gearmap.wire.outcome import (
     NotRun,
@@ -36,7 +41,7 @@ _HELD_BYTES = 262144
 
 
 class Committer:
-    """Seals outcomes and writes them to the pipe, in order.
+    """Seals outcomes and puts them on the shelf or into the pipe, in order.
 
     Attributes
     ----------
@@ -46,8 +51,11 @@ class Committer:
 
     retried: tuple[type[BaseException], ...] = (Exception,)
 
-    def __init__(self, pipe: socket.socket, job: Job, session_id: bytes, index: memoryview | None) -> None:
+    def __init__(
+        self, pipe: socket.socket, shelf: Shelf, job: Job, session_id: bytes, index: memoryview | None
+    ) -> None:
         self._pipe = pipe
+        self._shelf: Shelf | None = shelf
         self._index = index
         self._job = job
         self._session_id = session_id
@@ -66,7 +74,7 @@ class Committer:
             self._send(final=False)
 
     def commit(self, first: int, results: list[Any], elapsed: float) -> None:
-        """Write finished results to the pipe."""
+        """Put finished results where they survive this process."""
         self.hold(first, results, elapsed)
         if self._held:
             self._send(final=False)
@@ -141,17 +149,24 @@ class Committer:
             header=header,
             body=body,
         )
-        head = FRAME.pack(LAST if last else FINAL if final else COMMIT, len(message))
-        if isinstance(message, bytes):
-            self._pipe.sendall(head + message)
-        else:
-            self._pipe.sendall(head)
-            message.write_to(self._pipe.sendall)
+        self._hand_over(message, LAST if last else FINAL if final else COMMIT)
         self._sequence += 1
         self._held, self._held_failures, self._for_good, self._elapsed = [], [], (), 0.0
         self._seconds = ()
         if self._printed:
             self._printed = []
+
+    def _hand_over(self, message: bytes | envelope.SealedMessage, kind: bytes) -> None:
+        if kind == COMMIT and self._shelf is not None:
+            if isinstance(message, bytes) and self._shelf.put(message):
+                return
+            self._shelf = None
+        head = FRAME.pack(kind, len(message))
+        if isinstance(message, bytes):
+            self._pipe.sendall(head + message)
+        else:
+            self._pipe.sendall(head)
+            message.write_to(self._pipe.sendall)
 
     def _encoded(self, final: bool, not_run: NotRun | None) -> tuple[bytes, list[Any]]:
         held = self._held

@@ -361,6 +361,11 @@ class Node:
         child.send_job(work.head_for_child(worker.name, worker.number), work.job.data)
 
     def _forward(self, instruction: ne.Forward) -> None:
+        number = self._engine.child_of(instruction.worker)
+        child = None if number is None else self._children.get(number)
+        if child is not None:
+            child.fetch()
+            self._hear_child(child)
         worker = self._workers[instruction.worker]
         work = worker.work
         committed = None if work is None else work.take_committed()

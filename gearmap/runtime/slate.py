@@ -1,4 +1,4 @@
-"""The memory that a child shares with its node: which task it is at, and what that task has printed.
+"""The memory that a child shares with its node: which task it is at, what that task has printed, what was finished.
 
 What must not live here: what either of them makes of it (`childrun`, `taskoutput`; `children`).
 
@@ -10,9 +10,10 @@ Rule 3: nothing here grows. Of a stream the beginning and the end are kept, and 
 
 from __future__ import annotations
 
+import struct
 from typing import Any, NamedTuple
 
-__all__ = ["HEAD_BYTES", "SLATE_BYTES", "TAIL_BYTES", "Kept", "Slate", "Strip"]
+__all__ = ["HEAD_BYTES", "SHELF_BYTES", "SLATE_BYTES", "TAIL_BYTES", "Kept", "Shelf", "Slate", "Strip"]
 
 # What is kept of one stream of one task. Raised: more of a chatty task is seen; lowered: smaller outcomes, and less
 # memory for each child.
@@ -20,10 +21,17 @@ HEAD_BYTES = 32768
 TAIL_BYTES = 32768
 
 _STRIP_BYTES = HEAD_BYTES + TAIL_BYTES
-_WORDS = 8  # 0: the index; 1 and 2: how much was written to stdout and stderr
+_WORDS = 8  # 0: the index; 1 and 2: how much was written to stdout and stderr; 3: how much is on the shelf
 _HEADER_BYTES = 8 * _WORDS
 
-SLATE_BYTES = _HEADER_BYTES + 2 * _STRIP_BYTES
+# Outcomes of one job that lie here. Raised: fewer of those of a long job wake the node; lowered: less memory for each
+# child. A small one takes two hundred bytes, and they come each millisecond at most.
+SHELF_BYTES = 65536
+
+_SHELF_START = _HEADER_BYTES + 2 * _STRIP_BYTES
+SLATE_BYTES = _SHELF_START + SHELF_BYTES
+
+_SIZE = struct.Struct("<I")
 
 
 class Kept(NamedTuple):
@@ -98,6 +106,54 @@ class Strip:
         self._count[0] = 0
 
 
+class Shelf:
+    """Outcomes of one job, in order: put here by the child, fetched by the node when it likes to.
+
+    Parameters
+    ----------
+    count
+        One number: how many bytes were put.
+    space
+        Where they are.
+    """
+
+    def __init__(self, count: memoryview, space: memoryview) -> None:
+        self._count = count
+        self._space = space
+        self._taken = 0
+        self._is_closed = False
+
+    def put(self, data: bytes) -> bool:
+        """Add an outcome, in the child; return whether there was room for it."""
+        at = self._count[0]
+        start = at + _SIZE.size
+        end = start + len(data)
+        if end > SHELF_BYTES or self._is_closed:
+            return False
+        _SIZE.pack_into(self._space, at, len(data))
+        self._space[start:end] = data
+        self._count[0] = end
+        return True
+
+    def close(self) -> None:
+        """Put nothing from now on: this is a forked copy of the child."""
+        self._is_closed = True
+
+    def take(self) -> list[bytes]:
+        """Return what was added since the last call, in the node. A task may have written anything here."""
+        taken: list[bytes] = []
+        end = min(self._count[0], SHELF_BYTES)
+        while self._taken + _SIZE.size <= end:
+            start = self._taken + _SIZE.size
+            self._taken = start + _SIZE.unpack_from(self._space, self._taken)[0]
+            taken.append(bytes(self._space[start : self._taken]))
+        return taken
+
+    def clear(self) -> None:
+        """Begin anew, in the node, while the child is idle."""
+        self._count[0] = self._taken = 0
+
+
 class Slate:
     """The whole of it.
 
@@ -112,12 +168,15 @@ class Slate:
         One number, whose meanings stand in `child`.
     strips
         What the task printed, by the names of the streams.
+    shelf
+        Outcomes that the node need not hear of at once.
     """
 
     def __init__(self, memory: Any) -> None:
         view = memoryview(memory).cast("B")
         words = view[:_HEADER_BYTES].cast("q")
         self.index = words[:1]
+        self.shelf = Shelf(words[3:4], view[_SHELF_START:])
         self.strips = {
             name: Strip(words[number : number + 1], view[start : start + _STRIP_BYTES])
             for number, (name, start) in enumerate(

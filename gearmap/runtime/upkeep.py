@@ -55,6 +55,7 @@ class Upkeep:
         self.marks: list[str] = []
         self.is_fit = True
         self._pipe = pipe
+        self._shelf = slate.shelf
         self._outlets = outlets
         self.has_output = outlets.is_written
         self._surroundings = Surroundings(slate, self.marks)
@@ -176,6 +177,7 @@ class Upkeep:
 
     def _after_fork_in_child(self) -> None:
         self._pipe.close()
+        self._shelf.close()
         self._surroundings.forked()
         self.marks.append(_FORKED)
 

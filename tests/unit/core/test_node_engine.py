@@ -266,6 +266,18 @@ def test_outcomes_that_come_after_a_forward_are_forwarded_by_the_next() -> None:
     assert times_of(Forward, ticks(engine, 4.0)) == [1.55]
 
 
+def test_what_a_child_of_many_tasks_has_committed_is_looked_for_four_times_a_second() -> None:
+    # given
+    engine = running(foreground=False)
+    engine.handle(OutcomeFinal(0), 0.0)
+    # when
+    engine.handle(JobTaken(0, TWO, foreground=False, n_tasks=2), 0.0)
+    # then
+    assert times_of(Forward, ticks(engine, 1.1)) == [0.25, 0.5, 0.75, 1.0]
+    engine.handle(OutcomeFinal(0), 1.1)
+    assert times_of(Forward, ticks(engine, 4.0)) == []
+
+
 def test_what_is_left_to_forward_goes_with_the_completion() -> None:
     engine = running(foreground=False)
     engine.handle(OutcomeCommitted(0), 0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearmap.runtime.slate import HEAD_BYTES, SLATE_BYTES, TAIL_BYTES, Kept, Slate
+from gearmap.runtime.slate import HEAD_BYTES, SHELF_BYTES, SLATE_BYTES, TAIL_BYTES, Kept, Slate
 
 KEPT_BYTES = HEAD_BYTES + TAIL_BYTES
 
@@ -44,3 +44,47 @@ def test_streams_and_index_are_apart() -> None:
         "stdout": set(b"stdout"),
         "stderr": set(b"stderr"),
     }
+
+
+@given(st.lists(st.binary(max_size=400)), st.sets(st.integers(min_value=0, max_value=100)))
+def test_what_is_put_on_the_shelf_is_fetched_once_and_in_order(outcomes: list[bytes], looks: set[int]) -> None:
+    # given
+    memory = bytearray(SLATE_BYTES)
+    child, node = Slate(memory).shelf, Slate(memory).shelf
+    fetched: list[bytes] = []
+    # when
+    for number, outcome in enumerate(outcomes):
+        assert child.put(outcome)
+        if number in looks:
+            fetched += node.take()
+    # then
+    assert fetched + node.take() == outcomes
+    assert node.take() == []
+    node.clear()
+    assert child.put(b"next")
+    assert node.take() == [b"next"]
+
+
+def test_what_has_no_room_on_the_shelf_is_not_put_there_and_harms_nothing() -> None:
+    memory = bytearray(SLATE_BYTES)
+    shelf = Slate(memory).shelf
+    assert not shelf.put(bytes(SHELF_BYTES))
+    while shelf.put(b"x" * 1000):
+        pass
+    assert Slate(memory).shelf.take() == [b"x" * 1000] * (SHELF_BYTES // 1004)
+
+
+def test_a_forked_copy_puts_nothing_on_the_shelf() -> None:
+    memory = bytearray(SLATE_BYTES)
+    shelf = Slate(memory).shelf
+    shelf.close()
+    assert not shelf.put(b"x")
+    assert Slate(memory).shelf.take() == []
+
+
+@given(st.binary(min_size=64, max_size=64), st.integers(min_value=-(2**63), max_value=2**63 - 1))
+def test_a_shelf_that_a_task_has_scribbled_on_is_read_to_an_end(noise: bytes, count: int) -> None:
+    memory = bytearray(SLATE_BYTES)
+    memory[24:32] = count.to_bytes(8, "little", signed=True)
+    memory[-SHELF_BYTES:] = noise * (SHELF_BYTES // 64)
+    assert sum(map(len, Slate(memory).shelf.take())) <= SHELF_BYTES
