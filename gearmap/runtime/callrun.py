@@ -116,7 +116,7 @@ class CallRun:
                 self._next = index + 1
                 told, self._told = self._told, True
             if not told:
-                self._driver.post(self._take)
+                self._driver.post(self._take, self)
         except BaseException:
             self._told = False  # an interrupt may have come just before the driver was
             raise
@@ -139,7 +139,7 @@ class CallRun:
                 self._next += size
                 told, self._told = self._told, True
             if not told:
-                self._driver.post(self._take)
+                self._driver.post(self._take, self)
         except BaseException:
             self._told = False  # as in `submit`
             raise
@@ -172,7 +172,7 @@ class CallRun:
         # The copy is made by one instruction, and so whole.
         for future in [*list(self._futures.values()), *futures]:
             future.cancel()
-        self._driver.post(self._cancel_taken)  # what was on its way from here to there
+        self._driver.post(self._cancel_taken, self)  # what was on its way from here to there
 
     def _cancel_taken(self) -> None:
         for future in list(self._futures.values()):
@@ -180,7 +180,7 @@ class CallRun:
 
     def cancel(self) -> None:
         """End the run at once, whatever runs. Any thread."""
-        self._driver.post(self._cancel)
+        self._driver.post(self._cancel, self)
 
     def _cancel(self) -> None:
         self.over = True
@@ -192,13 +192,13 @@ class CallRun:
 
         Any thread, from within a garbage collection too: no lock is taken here.
         """
-        self._driver.post(lambda: self._finish(then))
+        self._driver.post(lambda: self._finish(then), self)
 
     def _ask(self) -> None:
         """Wait until a job server is there, or raise."""
         if not self._driver.is_current:
             question = Question()
-            self._driver.post(lambda: self._pose(question))
+            self._driver.post(lambda: self._pose(question), self)
             question.wait(self._driver)
 
     def _add_group(self, function: tuple[bytes, Any], place: Place) -> CallGroup:
@@ -217,7 +217,7 @@ class CallRun:
     # As the owner of its futures.
 
     def cancelled(self, future: Future[Any]) -> None:
-        self._driver.post(lambda: self._drop(future))
+        self._driver.post(lambda: self._drop(future), self)
 
     def call_elsewhere(self, call: Callable[[], None]) -> bool:
         if self._driver.is_current:
@@ -339,7 +339,7 @@ class CallRun:
         numbers = _numbers_of(future)
         dropped = [self._futures.pop(number, None) for number in numbers]
         if any(each is not None for each in dropped):
-            future.set_running_or_notify_cancel()
+            future.let_run()
         if self._run is not None:
             for number in numbers:
                 self._run.tell(ev.CancelTask(number))
@@ -398,8 +398,8 @@ class CallRun:
         each = list(dict.fromkeys(futures))  # that of a chunk once
         self._futures.clear()
         for future in each:
-            if future.running() or future.set_running_or_notify_cancel():
-                future.set_exception(error)
+            if future.let_run():
+                future.put_exception(error)
 
     def wanted(self, size: int) -> None:
         """Nobody feeds this run but the user."""
@@ -426,7 +426,7 @@ def _end(future: Future[Any], task: int, failure: PendingFailure, attempts: int,
         future.place_failure(task, failure)
     else:
         future.worker, future.attempts = worker, attempts
-        future.set_exception(failure)
+        future.put_exception(failure)
 
 
 def _size(call: bytes | Payload) -> int:

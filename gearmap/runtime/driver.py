@@ -2,7 +2,8 @@
 
 Rule 1: other threads only leave commands (`post`) and wake the driver; they never touch a run or a socket.
 Rule 2: everything waits in one place, `Poller.dispatch`, and can be woken there.
-Rule 3: an exception in here would silence every run: it ends them all with an error that asks for a report.
+Rule 3: an exception that comes out of one run, or out of who it works for, ends that run with an error that asks for a
+report, and no other. Only one that comes from elsewhere in here ends them all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gearmap.config import Patience, ServerAddress
 from gearmap.core.leaving import shares_session
 from gearmap.errors import ClusterBroken
 from gearmap.runtime.callbacks import CallbackThread
+from gearmap.runtime.consumer import Consumer
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.joblink import JobLink
 from gearmap.runtime.run import Run
@@ -62,7 +64,7 @@ class Driver:
         self._addresses = tuple(addresses)
         self._patience = patience or Patience()
         self._health = health
-        self._commands: deque[Callable[[], None]] = deque()
+        self._commands: deque[tuple[Callable[[], None], Consumer | None]] = deque()
         self._poller = Poller()
         self._waker = Waker()
         self._runs: list[Run] = []
@@ -92,9 +94,9 @@ class Driver:
         """Whether this is the driver's own thread."""
         return threading.get_ident() == self._thread.ident
 
-    def post(self, command: Callable[[], None]) -> None:
-        """Let the driver thread call `command` soon."""
-        self._commands.append(command)
+    def post(self, command: Callable[[], None], consumer: Consumer | None = None) -> None:
+        """Let the driver thread call `command` soon. If it raises, the run of `consumer` ends."""
+        self._commands.append((command, consumer))
         self._waker.wake()
 
     def close(self, timeout: float = 5.0) -> None:
@@ -138,8 +140,8 @@ class Driver:
         except Exception as error:
             logger.exception("the driver thread failed", extra={"action": "driver_failed"})
             problem = ClusterBroken(f"gearmap's driver thread failed, please report this: {error!r}")
-            for run in list(self._runs):
-                run.consumer.broken(problem)
+            for run in self._runs:
+                run.abort(problem)
         finally:
             self._closing = True
             self._end()
@@ -147,13 +149,16 @@ class Driver:
     def _work(self) -> None:
         """One round. Every run is stepped; a step without news is cheap."""
         while self._commands:
-            self._commands.popleft()()
+            self._carry_out(*self._commands.popleft())
         now = time.monotonic()
         for shared in self._shared:
             shared.pump(now)
         has_closed = False
         for run in self._runs:
-            run.step(now)
+            try:
+                run.step(now)
+            except Exception as error:
+                _give_up(run, error)
             has_closed = has_closed or run.closed
         if has_closed:
             self._runs = [run for run in self._runs if not run.closed]
@@ -161,6 +166,18 @@ class Driver:
         if self._runs and now >= self._next_health:
             self._next_health = now + HEALTH_INTERVAL
             self._check_health()
+
+    def _carry_out(self, command: Callable[[], None], consumer: Consumer | None) -> None:
+        try:
+            command()
+        except Exception as error:
+            runs = [run for run in self._runs if run.consumer is consumer]
+            for run in runs:
+                _give_up(run, error)
+            if not runs:
+                logger.exception("a command for the driver failed", extra={"action": "command_failed"})
+                if consumer is not None:
+                    consumer.broken(_report(error))
 
     def _close_unused(self) -> None:
         if self._shared and not any(shared.is_used for shared in self._shared):
@@ -171,8 +188,8 @@ class Driver:
     def _check_health(self) -> None:
         problem = self._health()
         if problem is not None:
-            for run in list(self._runs):
-                run.fail(ClusterBroken(problem))
+            for run in self._runs:
+                _fail(run, problem)
 
     def _timeout(self) -> float | None:
         if self._commands:
@@ -187,10 +204,10 @@ class Driver:
 
     def _end(self) -> None:
         while self._commands:
-            self._commands.popleft()()
+            self._carry_out(*self._commands.popleft())
         for run in self._runs:
             if not run.closed:
-                run.fail(ClusterBroken("the client was closed before the run had ended"))
+                _fail(run, "the client was closed before the run had ended")
         self._runs.clear()
         self._close_unused()
         self.callbacks.close()
@@ -203,3 +220,22 @@ class Driver:
         self._closing = True
         self._waker.close()
         self._poller.close()
+
+
+def _fail(run: Run, problem: str) -> None:
+    try:
+        run.fail(ClusterBroken(problem))
+    except Exception as error:
+        _give_up(run, error)
+
+
+def _give_up(run: Run, error: Exception) -> None:
+    """End a run out of which an exception came."""
+    logger.error("a run failed, the others go on", exc_info=error, extra={"action": "run_failed"})
+    run.abort(_report(error))
+
+
+def _report(error: Exception) -> ClusterBroken:
+    problem = ClusterBroken(f"gearmap itself failed in this run, please report this: {error!r}")
+    problem.__cause__ = error
+    return problem

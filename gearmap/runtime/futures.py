@@ -9,12 +9,15 @@ that it shares with the others of its run, many at a time; from then on only und
 The shared lock is a leaf: nothing is locked, called or waited for under it. What a signal handler or the garbage
 collector calls meanwhile, in the same thread, may take it again. It must not be the condition's own lock:
 `concurrent.futures.wait` holds those of several futures at once and relies on there being one for each.
+
+A future that a user has ended, by methods that are not for users, is left as it is: nothing that settles raises for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
@@ -28,6 +31,8 @@ from gearmap.wire.printed import NO_OUTPUT, Output
 from gearmap.wire.serializer import loads
 
 __all__ = ["Future", "FutureOwner", "PendingFailure", "ResultBatch", "begin", "settle"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -355,6 +360,32 @@ class Future(concurrent.futures.Future[T]):
             await asyncio.wait({wrapped}, timeout=AWAIT_HEARTBEAT)
         return wrapped.result()
 
+    def let_run(self) -> bool:
+        """Make it run if it waits; return whether it runs. False: it was cancelled, or a user has ended it."""
+        with self._condition:  # the standard library takes it again
+            if self._state in (PENDING, CANCELLED):
+                return self.set_running_or_notify_cancel()
+            return self._state == RUNNING
+
+    def put(self, result: Any) -> None:
+        """Settle it with a result, unless a user has ended it."""
+        try:
+            self.set_result(result)
+        except concurrent.futures.InvalidStateError:
+            self._was_ended()
+
+    def put_exception(self, error: BaseException) -> None:
+        """Settle it with an exception, unless a user has ended it."""
+        try:
+            self.set_exception(error)
+        except concurrent.futures.InvalidStateError:
+            self._was_ended()
+
+    def _was_ended(self) -> None:
+        logger.debug(
+            "task %d has ended, but somebody had ended its future", self.task_index, extra={"action": "skip_settling"}
+        )
+
     def _rebuild(self, pending: PendingFailure) -> BaseException:
         with pending.lock:
             if pending.rebuilt is None:
@@ -367,7 +398,7 @@ class Future(concurrent.futures.Future[T]):
 
 
 def begin(futures: Iterable[Future[Any]], lock: threading.RLock) -> list[Future[Any]]:
-    """Let futures run that share a lock, and that may run already; return those that were cancelled instead."""
+    """Let futures run that share a lock, and that may run already; return those that were cancelled or ended before."""
     watched = []
     with lock:
         for future in futures:
@@ -375,7 +406,7 @@ def begin(futures: Iterable[Future[Any]], lock: threading.RLock) -> list[Future[
                 watched.append(future)
             else:
                 future._state = RUNNING  # who cancels watches
-    return [future for future in watched if not (future.running() or future.set_running_or_notify_cancel())]
+    return [future for future in watched if not future.let_run()]
 
 
 def settle(
@@ -399,4 +430,4 @@ def settle(
                 future._result = batch
                 future._state = FINISHED  # the last: others read it without the lock
     for future in watched:
-        future.set_result(batch)
+        future.put(batch)

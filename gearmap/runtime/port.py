@@ -81,7 +81,7 @@ class RunPort:
 
     def open(self, make_run: Callable[[RunPort], Run]) -> None:
         """Begin; `make_run` is called in the driver thread."""
-        self._driver.post(lambda: self._open(make_run))
+        self._driver.post(lambda: self._open(make_run), self)
 
     def add(
         self, first: int, size: int, payload: Any, *, done: tuple[ev.TaskRange, ...] = (), ended: bool = False
@@ -93,16 +93,16 @@ class RunPort:
         length = 0 if payload is None else sum(memoryview(part).nbytes for part in payload)
         block = ev.Block(self._next_block, first, size, self._function[0], length)
         self._next_block += 1
-        self._driver.post(lambda: self._add(block, payload, done, ended))
+        self._driver.post(lambda: self._add(block, payload, done, ended), self)
         return length
 
     def end_input(self) -> None:
         """Say that no block will follow."""
-        self._driver.post(self._end_input)
+        self._driver.post(self._end_input, self)
 
     def cancel(self) -> None:
         """End the run, if it has not ended."""
-        self._driver.post(self._cancel)
+        self._driver.post(self._cancel, self)
 
     def interrupt(self) -> None:
         """Wake the thread that waits in `take`; called by others."""
@@ -160,7 +160,7 @@ class RunPort:
         if not told:
             # In the driver's next round: a caller that unpickles now takes the interpreter lock, for milliseconds each
             # time, from a driver that is about to send the next job.
-            self._driver.post(self._tell_of_results)
+            self._driver.post(self._tell_of_results, self)
 
     def _tell_of_results(self) -> None:
         with self._condition:

@@ -214,6 +214,17 @@ class Run:
             self.consumer.broken(error)
             self.cancel()
 
+    def abort(self, error: GearmapError) -> None:
+        """End the run when something in it has raised: neither its engine nor its consumer is relied on any more."""
+        try:
+            self.consumer.broken(error)
+        except Exception:
+            logger.exception("a run could not be told its error", extra={"action": "abort_run"})
+        try:
+            self._close()
+        except Exception:
+            logger.exception("a run could not be closed", extra={"action": "abort_run"})
+
     # ---------------------------------------------------------------------------------------------------------- a step
 
     def step(self, now: float) -> None:

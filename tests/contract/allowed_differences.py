@@ -43,7 +43,7 @@ ALLOWED_DIFFERENCES = {
         why="as for abandoned jobs",
     ),
     "one-verdict-per-client": Difference(
-        gearmand="after `cancel job` of a running job the client gets WORK_FAIL and then whatever the worker sends, and "
+        gearmand="after `cancel job` of a running job the client gets WORK_FAIL, then whatever the worker sends, and "
         "is counted as one that waits",
         ours="WORK_FAIL is the last that the client hears, and it is not counted",
         why="two terminal packets for one job have no meaning; the worker is told nothing in both",

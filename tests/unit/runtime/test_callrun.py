@@ -58,7 +58,7 @@ class FakeDriver:
         self.commands: list[Callable[[], None]] = []
         self.callbacks = FakeCallbacks()
 
-    def post(self, command: Callable[[], None]) -> None:
+    def post(self, command: Callable[[], None], consumer: object = None) -> None:
         self.commands.append(command)
         if self.at_once:
             self.work()

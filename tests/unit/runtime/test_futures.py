@@ -704,3 +704,43 @@ def test_what_a_task_printed_before_it_failed_is_there() -> None:
     for _ in range(2):
         assert future.stdout == "so far"
         assert isinstance(future.exception(), ValueError)
+
+
+# ------------------------------------------------------------------------------------- futures that users have ended
+
+ENDINGS: list[Callable[[Future[Any]], object]] = [
+    lambda future: future.set_result("theirs"),
+    lambda future: future.set_exception(LookupError("theirs")),
+    lambda future: future.cancel() and future.set_running_or_notify_cancel(),
+]
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+def test_what_a_user_has_ended_does_not_begin_and_the_others_do(end: Callable[[Future[Any]], object]) -> None:
+    lock = threading.RLock()
+    futures: list[Future[Any]] = [Future(number, None, lock) for number in range(3)]
+    end(futures[1])
+    assert begin(futures, lock) == [futures[1]]
+    assert (futures[0].running(), futures[2].running()) == (True, True)
+
+
+@pytest.mark.parametrize("end", ENDINGS[:2])
+def test_what_a_user_has_ended_stays_as_it_is_and_the_others_are_settled(end: Callable[[Future[Any]], object]) -> None:
+    lock = threading.RLock()
+    futures: list[Future[Any]] = [Future(number, None, lock) for number in range(3)]
+    assert begin(futures, lock) == []
+    end(futures[1])
+    before = repr(futures[1].exception()), futures[1]._result
+    settle(futures, lock, batch("a", "b", "c"), 0, "worker")
+    futures[1].put_exception(failure(ValueError()))
+    assert [futures[0].result(0), futures[2].result(0)] == ["a", "c"]
+    assert (repr(futures[1].exception()), futures[1]._result) == before
+
+
+def test_who_says_that_a_future_runs_disturbs_nobody() -> None:
+    lock = threading.RLock()
+    future: Future[Any] = Future(0, None, lock)
+    future.set_running_or_notify_cancel()
+    assert begin([future], lock) == []
+    settle([future], lock, batch("a"), 0, "worker")
+    assert future.result(0) == "a"

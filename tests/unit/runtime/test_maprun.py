@@ -49,7 +49,7 @@ class FakeDriver:
     def __init__(self) -> None:
         self.posted: list[Callable[[], None]] = []
 
-    def post(self, command: Callable[[], None]) -> None:
+    def post(self, command: Callable[[], None], consumer: object = None) -> None:
         happened.append("posted")
         self.posted.append(command)
 
@@ -79,7 +79,7 @@ def failure(task: int, message: str) -> TaskFailure:
 
 def test_a_wanted_block_goes_out_before_results_are_unpickled() -> None:
     class Ending(FakeDriver):
-        def post(self, command: Callable[[], None]) -> None:
+        def post(self, command: Callable[[], None], consumer: object = None) -> None:
             super().post(command)
             if is_ending:
                 port.ended(END)
@@ -123,7 +123,7 @@ def test_several_deliveries_of_a_round_are_told_once_and_in_the_next_one() -> No
 
 def test_what_came_before_an_interrupt_is_kept() -> None:
     class Interrupting(FakeDriver):
-        def post(self, command: Callable[[], None]) -> None:
+        def post(self, command: Callable[[], None], consumer: object = None) -> None:
             super().post(command)
             if len(self.posted) == 3:  # the first block, the news of results, the second block
                 raise KeyboardInterrupt
