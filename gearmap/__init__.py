@@ -11,6 +11,7 @@ and errors only: the builtin `map` stays what it is.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -125,10 +126,16 @@ _HOME = {
 }
 
 
+# Shows runs in notebooks; loaded in their kernels only.
+_NOTEBOOK = "gearmap.notebook.display"
+
+
 def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'gearmap' has no attribute {name!r}")
+    if "ipykernel" in sys.modules:
+        import_module(_NOTEBOOK).install()
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value

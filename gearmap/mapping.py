@@ -16,7 +16,8 @@ from gearmap import current
 from gearmap.backend import Backend
 from gearmap.config import RunOptions, ServerMode
 from gearmap.core.snapshot import ProgressSink
-from gearmap.display.sinks import choose_sink, make_sink
+from gearmap.display.registry import SinkRequest, registered
+from gearmap.display.sinks import SHOW_AFTER, choose_sink, make_sink
 from gearmap.errors import ClusterBroken
 from gearmap.runtime import child
 from gearmap.runtime.arguments import ArgumentSource
@@ -39,7 +40,7 @@ def run_map(
     source = ArgumentSource(iterables, rows=rows)
     if not source.has_more(0):
         return []
-    return _make_map(backend, fn, source, options).run_here()
+    return _make_map(backend, fn, source, options, waits=True).run_here()
 
 
 def start_map(
@@ -51,7 +52,7 @@ def start_map(
     """
     taken = [each if isinstance(each, range | tuple) else list(each) for each in iterables]
     source = ArgumentSource(taken)
-    future = _make_map(backend, fn, source, options)
+    future = _make_map(backend, fn, source, options, waits=False)
     if not source.has_more(0):
         future.end(results=[])
     elif backend.mode is ServerMode.INLINE:
@@ -61,9 +62,13 @@ def start_map(
     return future
 
 
-def _make_map(backend: Backend, fn: Callable[..., Any], source: ArgumentSource, options: RunOptions) -> MapFuture[Any]:
+def _make_map(
+    backend: Backend, fn: Callable[..., Any], source: ArgumentSource, options: RunOptions, *, waits: bool
+) -> MapFuture[Any]:
     def launch(future: MapFuture[Any], *, again: bool) -> Runner:
-        runner = _runner(_open_backend(backend) if again else backend, future.record)
+        # Whoever waits needs no display of what is over at once; whoever does not is shown what was begun.
+        delay = SHOW_AFTER if waits or again else 0.0
+        runner = _runner(_open_backend(backend) if again else backend, future, delay)
         current.remember(future)
         return runner
 
@@ -86,7 +91,8 @@ def _open_backend(backend: Backend) -> Backend:
     return client._backend
 
 
-def _runner(backend: Backend, record: MapRecord) -> Runner:
+def _runner(backend: Backend, future: MapFuture[Any], delay: float) -> Runner:
+    record = future.record
     if backend.mode is ServerMode.INLINE:
         backend.begin_inline(record.options)
         return InlineMap(record)
@@ -99,7 +105,7 @@ def _runner(backend: Backend, record: MapRecord) -> Runner:
         backend.run_maker(driver, options, function[0], total),
         record,
         where=backend.where,
-        sink=_sink(backend, options),
+        sink=_sink(backend, options, record.fn, total, delay=delay, cancel=future.cancel),
         on_notice=_warn,
     )
 
@@ -124,11 +130,12 @@ def run_imap(
         backend.begin_inline(options)
         return imap_inline(fn, zip(*iterables, strict=False), options)
     source = ArgumentSource(iterables)
-    return _imap_results(backend, backend.pickle_function(fn), source, options, buffersize, ordered)
+    return _imap_results(backend, fn, backend.pickle_function(fn), source, options, buffersize, ordered)
 
 
 def _imap_results(
     backend: Backend,
+    fn: Callable[..., Any],
     function: tuple[bytes, Any],
     source: ArgumentSource,
     options: RunOptions,
@@ -148,17 +155,40 @@ def _imap_results(
         options,
         buffersize=buffersize,
         ordered=ordered,
-        sink=_sink(backend, options),
+        sink=_sink(backend, options, fn, total, delay=SHOW_AFTER),
         on_notice=_warn,
     )
     yield from run.results()
 
 
-def _sink(backend: Backend, options: RunOptions) -> ProgressSink:
+def _sink(
+    backend: Backend,
+    options: RunOptions,
+    fn: Callable[..., Any],
+    total: int | None,
+    *,
+    delay: float,
+    cancel: Callable[[], object] | None = None,
+) -> ProgressSink:
     # A task has no terminal, though its node may have been started in one.
     is_terminal = sys.stderr is not None and sys.stderr.isatty() and not child.is_child
-    kind = choose_sink(progress=options.progress, is_terminal=is_terminal, environ=os.environ)
-    return make_sink(kind, desc=options.desc, where=backend.where, explicit=bool(options.progress))
+    notebook = registered()
+    is_notebook = notebook is not None and notebook.is_here() and not child.is_child
+    kind = choose_sink(
+        progress=options.progress,
+        is_terminal=is_terminal,
+        environ=os.environ,
+        is_notebook=is_notebook,
+        has_widgets=is_notebook and notebook is not None and notebook.has_widgets(),
+    )
+    request = SinkRequest(
+        title=options.desc or str(getattr(fn, "__qualname__", type(fn).__name__)).replace("<locals>.", ""),
+        where=backend.where,
+        total=total,
+        delay=0.0 if options.progress else delay,
+        cancel=cancel,
+    )
+    return make_sink(kind, request, desc=options.desc, notebook=notebook)
 
 
 def _warn(text: str) -> None:

@@ -55,6 +55,10 @@ REJECTION_PAUSE = 1.0
 # Workers that a snapshot names. Raised: more work ten times a second; lowered: fewer of a large cluster's are seen.
 SHOWN_WORKERS = 32
 
+# A worker whose chunk is over is taken to have another for so long (seconds): of short chunks nothing else is heard.
+# Raised: idle ones look busy for longer; lowered: busy ones look idle between two chunks.
+BETWEEN_CHUNKS = 1.0
+
 _NEVER = float("inf")
 _FRESH = History()
 _UNCHARGED = (ev.LossReason.SERVER, ev.LossReason.REJECTED, ev.LossReason.UNSENT)
@@ -119,6 +123,7 @@ class RunEngine:
         self._again = 0  # executions that job servers added
         self._earlier = 0
         self._retried = 0
+        self._heard: dict[str, float] = {}  # when the first workers ended a chunk last
         self._input_ended = False
         self._stopped = False
         self._ended = False
@@ -218,6 +223,9 @@ class RunEngine:
                 break
             task = self._task_of(attempt) if attempt.live else None
             views[name] = WorkerView(name, task, max(0.0, now - attempt.heard_at), not attempt.live)
+        for name, at in self._heard.items():
+            if len(views) < SHOWN_WORKERS and name not in views and now - at < BETWEEN_CHUNKS:
+                views[name] = WorkerView(name, None, max(0.0, now - at))
         return tuple(sorted(views.values(), key=lambda view: view.name))
 
     def _task_of(self, attempt: Attempt) -> int | None:
@@ -285,6 +293,8 @@ class RunEngine:
             for failed in event.failed:
                 self._reruns.task_failed(attempt, failed, event.worker, now, out)
             if event.final:
+                if len(self._heard) < SHOWN_WORKERS or event.worker in self._heard:
+                    self._heard[event.worker] = now
                 self._give_up(attempt)
                 self._put_back(attempt, event.not_run, event.worker, now, out)
             else:

@@ -1,4 +1,4 @@
-"""Which progress display fits, and the two plain ones: nothing, and a tqdm bar on a terminal."""
+"""Which progress display fits, and the plain ones: nothing, one line in the log, and a tqdm bar on a terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from enum import Enum
 from typing import Any
 
 from gearmap.core.snapshot import FailureRow, ProgressSink, ProgressSnapshot
+from gearmap.display.registry import Notebook, SinkRequest
+from gearmap.display.view import RunView, one_line
 
-__all__ = ["NoSink", "SinkKind", "TqdmSink", "choose_sink", "make_sink"]
+__all__ = ["SHOW_AFTER", "LogSink", "NoSink", "SinkKind", "TqdmSink", "choose_sink", "make_sink"]
 
 logger = logging.getLogger(__name__)
+
+# Where people look for what is logged of a run, whatever shows it.
+run_logger = logging.getLogger("gearmap")
 
 # A map that is over sooner shows nothing: a bar that flashes up only disturbs.
 SHOW_AFTER = 0.5
@@ -22,10 +27,20 @@ class SinkKind(Enum):
     """How progress is shown."""
 
     NOTHING = "nothing"
+    LOG = "one line in the log"
     TQDM = "a tqdm bar"
+    HTML = "HTML in a notebook"
+    CARD = "a live card in a notebook"
 
 
-def choose_sink(*, progress: bool | None, is_terminal: bool, environ: Mapping[str, str]) -> SinkKind:
+def choose_sink(
+    *,
+    progress: bool | None,
+    is_terminal: bool,
+    environ: Mapping[str, str],
+    is_notebook: bool = False,
+    has_widgets: bool = False,
+) -> SinkKind:
     """Return how to show progress.
 
     Parameters
@@ -35,27 +50,42 @@ def choose_sink(*, progress: bool | None, is_terminal: bool, environ: Mapping[st
     is_terminal
         Whether standard error is one.
     environ
-        The environment.
+        The environment. `GEARMAP_PROGRESS` may also be `html` or `text`: no more than that in notebooks.
+    is_notebook
+        Whether this is the kernel of a notebook.
+    has_widgets
+        Whether a live card can be made there.
 
     Examples
     --------
     >>> choose_sink(progress=None, is_terminal=False, environ={})
-    <SinkKind.NOTHING: 'nothing'>
+    <SinkKind.LOG: 'one line in the log'>
     >>> choose_sink(progress=True, is_terminal=False, environ={})
     <SinkKind.TQDM: 'a tqdm bar'>
+    >>> choose_sink(progress=None, is_terminal=False, environ={}, is_notebook=True, has_widgets=True)
+    <SinkKind.CARD: 'a live card in a notebook'>
     """
-    if environ.get("GEARMAP_PROGRESS", "").lower() in ("off", "0", "no") or progress is False:
+    wish = environ.get("GEARMAP_PROGRESS", "").lower()
+    if wish in ("off", "0", "no") or progress is False:
         return SinkKind.NOTHING
-    if progress or is_terminal:
+    if is_notebook and wish != "text":
+        return SinkKind.CARD if has_widgets and wish != "html" else SinkKind.HTML
+    if progress or is_terminal or is_notebook:
         return SinkKind.TQDM
-    return SinkKind.NOTHING
+    return SinkKind.LOG
 
 
-def make_sink(kind: SinkKind, *, desc: str | None, where: str, explicit: bool) -> ProgressSink:
-    """Return a sink of the kind; `explicit` shows it from the start."""
-    if kind is SinkKind.NOTHING:
-        return NoSink()
-    return TqdmSink(desc=desc, where=where, delay=0.0 if explicit else SHOW_AFTER)
+def make_sink(kind: SinkKind, request: SinkRequest, *, desc: str | None, notebook: Notebook | None) -> ProgressSink:
+    """Return a sink of the kind; `desc` stands before a bar."""
+    if kind is SinkKind.CARD and notebook is not None:
+        return notebook.make_card(request)
+    if kind is SinkKind.HTML and notebook is not None:
+        return notebook.make_html(request)
+    if kind is SinkKind.LOG:
+        return LogSink(request)
+    if kind is SinkKind.TQDM:
+        return TqdmSink(desc=desc, where=request.where, delay=request.delay)
+    return NoSink()
 
 
 class NoSink:
@@ -75,6 +105,19 @@ class NoSink:
 
     def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
         """Show nothing."""
+
+
+class LogSink(NoSink):
+    """Logs one line when a run that took its time has ended: a log file is no place for a bar."""
+
+    def __init__(self, request: SinkRequest) -> None:
+        self._request = request
+
+    def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
+        """Log how the run ended."""
+        if snapshot.elapsed >= self._request.delay and run_logger.isEnabledFor(logging.INFO):
+            view = RunView(title=self._request.title, snapshot=snapshot, ended=note)
+            run_logger.info("%s", one_line(view), extra={"action": "end_run"})
 
 
 class TqdmSink:

@@ -43,7 +43,7 @@ class RunView:
     """What is known of a run that is shown.
 
     `seen` are the workers that have worked for it, `notice` why nothing happens, `ended` how it ended: None while it
-    runs, empty if all is well.
+    runs, empty if all is well. What was under way or queued at the end counts as cancelled.
     """
 
     title: str
@@ -53,6 +53,13 @@ class RunView:
     seen: Collection[str] = ()
     notice: str = ""
     ended: str | None = None
+
+    def __post_init__(self) -> None:
+        shot = self.snapshot
+        if self.ended is not None and shot is not None:
+            cancelled = shot.cancelled + shot.running + shot.queued
+            shot = replace(shot, running=0, queued=0, cancelled=cancelled, working=())
+            object.__setattr__(self, "snapshot", shot)
 
 
 def card_state(view: RunView) -> dict[str, Any]:
@@ -98,7 +105,7 @@ def one_line(view: RunView) -> str:
     """
     shot = view.snapshot
     counts = "" if shot is None else f" · {_line(shot)}"
-    failed = "" if shot is None or not shot.failed else f" · {shot.failed:,} failed"
+    failed = "" if shot is None or not shot.failed or view.ended == "" else f" · {shot.failed:,} failed"
     return f"gearmap {_short(view.title, MAX_TITLE_CHARS)}: {_short(_status(view), MAX_TEXT_CHARS)}{counts}{failed}"
 
 
@@ -137,7 +144,7 @@ def _status(view: RunView) -> str:
     if view.ended is not None:
         took = f" after {_clock(shot.elapsed)}" if shot is not None else ""
         if not view.ended:
-            return f"finished{took}"
+            return f"finished{took}" if shot is None or not shot.failed else f"finished{took}, {shot.failed:,} failed"
         return f"{view.ended}{took}"
     if view.notice:
         return view.notice

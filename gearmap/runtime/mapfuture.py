@@ -304,7 +304,11 @@ class MapFuture(Generic[R]):
                 raise concurrent.futures.TimeoutError(f"{self._counts()} after {timeout:g} s; the map goes on")
 
     def _problem(self) -> BaseException | None:
-        return CancelledError() if self._cancelled else self._error
+        if not self._cancelled:
+            return self._error
+        return CancelledError(
+            f"the map was cancelled: {self._counts()}; gearmap.last().partial() has the results, and resume() goes on"
+        )
 
     # --------------------------------------------------------------------------------------------- results as they come
 

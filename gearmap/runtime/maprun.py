@@ -106,8 +106,24 @@ class MapRun:
             self._notes.outcome = outcome
             if note:
                 self._record.keep()
-            if self._notes.last is not None:
-                self._sink.finish(self._notes.last, note)
+            # Failures among the results are no bad end: they are counted.
+            self._sink.finish(self._notes.last or self._nothing_yet(), "" if outcome == "done" else note)
+
+    def _nothing_yet(self) -> ProgressSnapshot:
+        """Return the state of a run that has ended before anything was heard of it."""
+        record = self._record
+        return ProgressSnapshot(
+            total=record.total,
+            done=record.n_done,
+            failed=0,
+            cancelled=0,
+            running=0,
+            queued=0,
+            again=0,
+            elapsed=self._notes.elapsed,
+            workers=None,
+            earlier=record.n_done,
+        )
 
     def _go_on(self) -> None:
         """Send what an earlier run has left."""

@@ -103,6 +103,7 @@ MAY_PRINT = re.compile(r"gearmap\.(cli(\..*)?|demo|runtime\.noderun|runtime\.nod
 # Module-level state. Each entry is there because the process itself is the scope of what it holds.
 MAY_HOLD_STATE = {
     "gearmap.current": "which client is current, and the last map",
+    "gearmap.display.registry": "who shows runs in notebooks",
     "gearmap.api": "the client that was started by itself",
     "gearmap.client": "whose unfinished calls are told of when the interpreter ends",
     "gearmap.executor": "whose work is to be finished before the interpreter ends",

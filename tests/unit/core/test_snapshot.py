@@ -107,6 +107,7 @@ def test_a_worker_is_shown_with_the_task_that_it_is_at() -> None:
     engine.handle(ev.OutcomeArrived(1, b"x", "host-1", ((0, 1),)), 3.5)
     assert engine.snapshot(4.0, 4.0).working == (WorkerView("host-1", 1, 3.0),)
     engine.handle(ev.OutcomeArrived(1, b"x", "host-1", ((1, 3),), final=True), 5.0)
+    assert engine.snapshot(5.5, 5.5).working == (WorkerView("host-1", None, 0.5),)
     assert engine.snapshot(6.0, 6.0).working == ()
 
 

@@ -104,7 +104,8 @@ def test_the_strip_tells_who_is_busy_idle_and_lost() -> None:
         ({"snapshot": None}, "starting"),
         ({}, "running"),
         ({"notice": "no worker serves 'gpu'"}, "no worker serves 'gpu'"),
-        ({"ended": ""}, "finished after 0:14"),
+        ({"ended": ""}, "finished after 0:14, 5 failed"),
+        ({"ended": "", "snapshot": replace(SHOT, failed=0)}, "finished after 0:14"),
         ({"ended": "interrupted", "notice": "no worker"}, "interrupted after 0:14"),
         ({"ended": "failed: KeyError"}, "failed: KeyError after 0:14"),
     ],
@@ -158,7 +159,7 @@ def test_whatever_is_known_the_html_holds_nothing_that_notebooks_strip(odd: RunV
 
 
 def test_the_html_says_in_words_what_the_colours_say() -> None:
-    text = Page(summary_html(view(failures=[ROW], ended="failed"))).text
+    text = Page(summary_html(view(failures=[ROW]))).text
     for words in (
         "done 580",
         "done after retry 22",

@@ -1,0 +1,125 @@
+"""The run card in a real JupyterLab: it lives while the run does, obeys, and leaves the truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import Cluster
+from lab import Lab, NotebookPage, eventually
+
+pytestmark = pytest.mark.slow
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+WORK = """
+import time
+
+def simulate(number):
+    time.sleep(0.1)
+    if number % 10 == 3:
+        raise ValueError(f"negative mass in sample {number} <b>&amp;</b>")
+    return number
+"""
+
+
+def test_a_card_moves_and_what_was_opened_stays_open(
+    cluster: Cluster, open_notebook: Callable[..., NotebookPage]
+) -> None:
+    notebook = open_notebook(
+        cluster.connect + WORK,
+        "results = gearmap.map(simulate, range(100), chunksize=1, return_exceptions=True)",
+    )
+    notebook.run(0)
+    notebook.start(1)
+    card = notebook.area(1).locator(".gm-card")
+    failures = card.locator(".gm-failures")
+    failures.locator("> summary").click()
+    row = failures.locator("tbody tr").first
+    row.locator("details > summary").click()
+    trace = row.locator("pre")
+    trace.wait_for()
+    assert "negative mass in sample" in trace.inner_text()
+    before = card.locator(".gm-line").inner_text()
+    notebook.screenshot("card-running-light")
+    notebook.page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    notebook.page.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
+    eventually(lambda: card.locator(".gm-line").inner_text() != before, "the card moves")
+    notebook.screenshot("card-running-dark")
+    assert trace.is_visible()
+    assert card.get_by_role("status").inner_text() == "running"
+    notebook.wait_done(1)
+    eventually(lambda: card.count() == 0, "the summary takes its place")
+    notebook.screenshot("card-done-dark")
+    (bundle,) = (output["data"] for output in notebook.outputs(1) if output["output_type"] == "display_data")
+    assert WIDGET_VIEW not in bundle
+    assert "finished after" in "".join(bundle["text/plain"])
+    assert "100/100 · 100%" in "".join(bundle["text/html"])
+    assert "negative mass" in notebook.area(1).inner_html()
+    notebook.page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Light'})")
+    notebook.page.locator("body[data-jp-theme-light=true]").wait_for(state="attached")
+    notebook.screenshot("card-done-light")
+
+
+def test_cancel_ends_a_map_that_its_cell_waits_for(
+    cluster: Cluster, open_notebook: Callable[..., NotebookPage]
+) -> None:
+    notebook = open_notebook(
+        cluster.connect + WORK,
+        "gearmap.map(simulate, range(1000), chunksize=1, return_exceptions=True)",
+        "print(gearmap.last().cancelled(), 0 < len(gearmap.last().partial()) < 1000)",
+    )
+    notebook.run(0)
+    notebook.start(1)
+    cluster.wait_until_busy()
+    button = notebook.area(1).get_by_role("button", name="Cancel")
+    button.click()
+    began = time.monotonic()
+    notebook.wait_done(1)
+    assert time.monotonic() - began < 10.0  # the map would take a minute
+    cluster.wait_until_idle()
+    notebook.run(2)
+    notebook.screenshot("card-cancelled")
+    assert "CancelledError" in notebook.text(1) or "RunCancelled" in notebook.text(1)
+    assert "cancelled after" in notebook.area(1).inner_text()
+    assert notebook.text(2) == "True True\n"
+
+
+def test_cancel_ends_a_map_in_the_background_whose_card_is_there_at_once(
+    cluster: Cluster, open_notebook: Callable[..., NotebookPage]
+) -> None:
+    notebook = open_notebook(
+        cluster.connect + WORK,
+        "run = gearmap.map_async(simulate, range(1000), chunksize=1, return_exceptions=True)",
+        "print('another cell')",
+        "run.cancelled()",
+    )
+    notebook.run(0, 1, 2)
+    cluster.wait_until_busy()
+    notebook.area(1).get_by_role("button", name="Cancel").click()
+    eventually(lambda: "cancelled after" in notebook.area(1).inner_text(), "the card says that it was cancelled")
+    cluster.wait_until_idle()
+    notebook.run(3)
+    assert notebook.text(2) == "another cell\n"
+    assert notebook.text(3) == "True"
+    assert notebook.area(1).locator(".gm-card").count() == 0
+
+
+def test_a_kernel_that_dies_leaves_a_true_sentence(
+    lab: Lab, cluster: Cluster, open_notebook: Callable[..., NotebookPage]
+) -> None:
+    notebook = open_notebook(
+        cluster.connect + WORK,
+        "run = gearmap.map_async(simulate, range(1000), chunksize=1, return_exceptions=True)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    notebook.run(0, 1)
+    cluster.wait_until_busy()
+    notebook.start(2)
+    cluster.wait_until_idle()
+    saved = notebook.saved()
+    (output,) = saved.cells[1].outputs
+    assert "gearmap simulate: 1,000 tasks, started" in output.data["text/plain"]
+    assert "no final status recorded" in output.data["text/html"]
+    assert "%" not in output.data["text/html"]
