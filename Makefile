@@ -20,17 +20,21 @@ CANDIDATES := python3 python3.13 python3.12 python3.11 python3.10
 PYTHON ?= $(shell for each in $(CANDIDATES); do \
 	if $$each -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then echo $$each; break; fi; done)
 
-.PHONY: help demo test lint types bench chaos clean
+.PHONY: help demo test notebooks lint types bench chaos clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | lint | types | bench | chaos | clean"
+	@echo "make demo | test | notebooks | lint | types | bench | chaos | clean"
 
 demo: $(VENV)/.installed
 	$(BIN)/gearmap demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(TEST_WORKERS) $(PYTEST_ARGS)
+
+# Runs them all, and saves them with what they printed and drew.
+notebooks: $(VENV)/.installed-test
+	$(BIN)/python notebooks/save.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
