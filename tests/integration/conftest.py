@@ -20,7 +20,9 @@ import cloudpickle
 import psutil
 import pytest
 from integration_support import lane_of, wait_until, workers_of
+from lan import Lan
 from leaks import MARK, MARKED_AS, Belongings, NodesBelongings, expect_no_jobs
+from networks import make_network
 from programs import KINDS, ends_with_us, require_kind
 
 import gearmap
@@ -202,6 +204,31 @@ def connect(key_file: Path) -> Iterator[Callable[..., gearmap.Client]]:
     yield make
     for client in clients:
         client.close()
+
+
+@pytest.fixture
+def make_lan(
+    start_server: Callable[..., ServerProcess],
+    start_node: Callable[..., Node],
+    connect: Callable[..., gearmap.Client],
+    tmp_path: Path,
+) -> Iterator[Callable[..., Lan]]:
+    """A function that starts servers of these kinds and a client for this test, each on a host of its own."""
+    made: list[Lan] = []
+    network = make_network()
+
+    def make(*kinds: str) -> Lan:
+        for kind in kinds:
+            require_kind(kind)
+        made.append(Lan(kinds, network, start_server, start_node, connect, tmp_path / "runs"))
+        return made[-1]
+
+    yield make
+    try:
+        for lan in made:
+            lan.end()
+    finally:
+        network.remove()
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 _CLONE_NEWNET = 0x40000000
+
+_OURS = "gm"
+_NAMESPACES = Path("/var/run/netns")
 
 
 def _run(*command: str) -> None:
@@ -29,6 +35,7 @@ class Host:
 
     def __init__(self, network: Network, name: str, address: str) -> None:
         self.address = address
+        self.was_cut = False
         self._network = network
         self._name = name
         self._plug = f"p{address.rpartition('.')[2]}"
@@ -36,7 +43,7 @@ class Host:
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
         """Let the calling thread live on this host; what it starts stays there."""
-        with open("/proc/thread-self/ns/net") as home, open(f"/var/run/netns/{self._name}") as there:
+        with open("/proc/thread-self/ns/net") as home, open(_NAMESPACES / self._name) as there:
             _enter(there.fileno())
             try:
                 yield
@@ -45,6 +52,7 @@ class Host:
 
     def cut(self) -> None:
         """Pull the cable out of the switch."""
+        self.was_cut = True
         _run("ip", "-n", self._network.switch, "link", "set", self._plug, "nomaster")
 
     def restore(self) -> None:
@@ -62,7 +70,9 @@ class Network:
     """A switch and the hosts on it; `remove` takes everything away, with the connections that are left."""
 
     def __init__(self) -> None:
-        self._prefix = f"gm{os.getpid()}-"
+        # Namespaces are known to the whole machine. The number tells that they are ours, the rest tells this network
+        # from what a killed process of the same number has left.
+        self._prefix = f"{_OURS}{os.getpid()}-{secrets.token_hex(2)}-"
         self._hosts: list[str] = []
         self.switch = self._prefix + "switch"
 
@@ -101,9 +111,18 @@ def _enter(namespace: int) -> None:
         raise OSError(ctypes.get_errno(), "setns")
 
 
+def _remove_abandoned() -> None:
+    """Remove the namespaces of test runs that were killed."""
+    for name in os.listdir(_NAMESPACES) if _NAMESPACES.exists() else ():
+        found = re.match(rf"{_OURS}(\d+)-", name)
+        if found and not Path(f"/proc/{found[1]}").exists():
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
 def make_network() -> Network:
     """Build a network, or skip the test where that is not allowed."""
     network = Network()
+    _remove_abandoned()
     try:
         network.build()
         with network.host("probe").inside():

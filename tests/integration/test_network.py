@@ -8,44 +8,20 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from collections import Counter
 
 import pytest
 from integration_support import in_background, lane_of, wait_until
-from leaks import expect_no_jobs
-from networks import make_network
-from programs import KINDS, require_kind
-
-from gearmap.config import Patience
+from lan import SOON
+from programs import KINDS
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
-# A tenth of what users have.
-SHORT = {"beat_interval": 0.5, "beat_timeout": 3.0, "send_timeout": 2.0}
-
-# What all of it may take, with what a busy machine may add.
-SOON = 40.0
-
 
 @pytest.fixture
-def network():
-    made = make_network()
-    yield made
-    made.remove()
-
-
-@pytest.fixture
-def lan(kind, network, start_server, start_node, connect, tmp_path):
+def lan(kind, make_lan):
     """A server, a client and as many nodes as wanted, each on a host of its own."""
-    require_kind(kind)
-    made = Lan(kind, network, start_server, start_node, connect, tmp_path / "runs")
-    yield made
-    made.client.close()  # a job that a host took along is one that nobody waits for then
-    with made.server_host.inside():
-        expect_no_jobs([(made.server.host, made.server.port)])
-    for node in made.nodes:
-        node.kill()  # one that is cut off would try for seconds to take its leave
+    return make_lan(kind)
 
 
 CAN_DO, PRE_SLEEP, NOOP, GRAB_JOB, JOB_ASSIGN = 1, 4, 6, 9, 11
@@ -61,52 +37,6 @@ def wait_for(worker, wanted):
     while command != wanted:
         _, command, size = struct.unpack("!4sII", worker.recv(12, socket.MSG_WAITALL))
         worker.recv(size, socket.MSG_WAITALL)
-
-
-class Lan:
-    def __init__(self, kind, network, start_server, start_node, connect, runs):
-        self.network, self.runs, self.nodes = network, runs, []
-        self._start_node, self._start_server, self._kind = start_node, start_server, kind
-        self.server_host, self.client_host = network.host("server"), network.host("client")
-        self.server = self.start_server()
-        with self.client_host.inside():
-            self.client = connect(self.server)
-            self.client._backend.patience = Patience(**SHORT)
-            self.client._backend.ready_driver()  # its thread lives where it is started
-
-    def start_server(self, port=0):
-        with self.server_host.inside():
-            return self._start_server(self._kind, host=self.server_host.address, port=port)
-
-    def node(self, name, workers=1):
-        host = self.network.host(name)
-        with host.inside():
-            node = self._start_node(self.server, name=name, workers=workers, patience=SHORT)
-        self.nodes.append(node)
-        return host
-
-    def workers(self):
-        """The names of those who have begun each task, as they say themselves."""
-        found = {}
-        if self.runs.exists():
-            for line in self.runs.read_text().splitlines():
-                task, worker = line.split()
-                found.setdefault(int(task), []).append(worker)
-        return found
-
-    def worker(self, seconds):
-        """A task that says who runs it and takes its time."""
-        runs = self.runs
-
-        def work(x):
-            import gearmap
-
-            with runs.open("a") as file:
-                file.write(f"{x} {gearmap.current_task().worker}\n")
-            time.sleep(seconds)
-            return x
-
-        return work
 
 
 def test_a_host_that_vanishes_in_the_middle_of_a_map(lan):
@@ -150,7 +80,7 @@ def test_a_job_that_is_queued_for_a_host_that_has_vanished(lan):
 def test_a_job_on_its_way_to_a_host_that_has_vanished(lan, key_file):
     """The server believes that it runs, and no execution ever tells of itself."""
     goes = lan.network.host("goes")
-    with goes.inside(), socket.create_connection((lan.server.host, lan.server.port), SOON) as worker:
+    with goes.inside(), socket.create_connection((lan.servers[0].host, lan.servers[0].port), SOON) as worker:
         function = lane_of(key_file).encode()
         worker.sendall(packet(CAN_DO, function) + packet(PRE_SLEEP))
         future = lan.client.submit(lan.worker(0.0), 7)
@@ -186,7 +116,7 @@ def test_a_large_outcome_that_is_cut_off_in_the_middle(lan):
 def test_a_cut_that_is_mended(lan, who, seconds):
     """Shorter and longer than what a connection bears."""
     node = lan.node("node", workers=2)
-    host = {"client": lan.client_host, "node": node, "server": lan.server_host}[who]
+    host = {"client": lan.client_host, "node": node, "server": lan.server_hosts[0]}[who]
     result = in_background(lambda: lan.client.map(lan.worker(0.05), range(100), chunksize=1))
     wait_until(lambda: len(lan.workers()) > 4, "the map runs")
 
@@ -203,9 +133,9 @@ def test_a_servers_host_that_vanishes_and_comes_back_without_memory(lan):
     result = in_background(lambda: lan.client.map(lan.worker(0.05), range(100), chunksize=1))
     wait_until(lambda: len(lan.workers()) > 4, "the map runs")
 
-    lan.server_host.cut()
-    lan.server.kill()  # its FINs go nowhere
-    lan.start_server(lan.server.port)
-    lan.server_host.restore()
+    lan.server_hosts[0].cut()
+    lan.servers[0].kill()  # its FINs go nowhere
+    lan.restart_server(0)
+    lan.server_hosts[0].restore()
 
     assert result(SOON) == list(range(100))
