@@ -42,12 +42,14 @@ from gearmap.runtime.driver import Driver
 from gearmap.runtime.folder import CurrentFolder
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.inline import initialize_inline
+from gearmap.runtime.localcode import LocalCode
 from gearmap.runtime.nodeline import check_asker
 from gearmap.runtime.run import Place, Run, RunSettings
 from gearmap.runtime.sessions import Session, new_session, session_from_node
+from gearmap.runtime.shipped import install
 from gearmap.runtime.tenancy import Tenancy, make_tenancy
 from gearmap.wire.framing import Payload
-from gearmap.wire.serializer import FunctionCache, dumps
+from gearmap.wire.serializer import FunctionCache, dumps, with_prelude
 
 __all__ = ["Backend", "LocalBackend", "choose_backend", "named_backend", "read_config"]
 
@@ -89,7 +91,8 @@ class Backend:
         self._secret = secret
         self._lock = threading.RLock()
         self._driver: Driver | None = None
-        self._cache = FunctionCache()
+        self._code = LocalCode()
+        self._cache = FunctionCache(self._with_modules)
         self._closed = False
         self.closing = threading.Event()
         self.exclusive = threading.Lock()  # for what one client does once at a time
@@ -178,6 +181,11 @@ class Backend:
                 found = self._cache.payload(fn)
         return found
 
+    def _with_modules(self, payload: Payload) -> tuple[Payload, Callable[[], bool]]:
+        """Send the user's own modules that something pickled needs along with it."""
+        bundle, is_current = self._code.bundle(bytes(payload[0]))
+        return payload if bundle is None else with_prelude(payload, install, bundle.data), is_current
+
     def run_maker(
         self, driver: Driver, options: RunOptions, feeds: bytes | None, total: int | None, *, tenant: str | None = None
     ) -> Callable[[Consumer], Run]:
@@ -203,7 +211,9 @@ class Backend:
         tenancy = None
         if options.initializer is not None:
             owner = tenant or self._id
-            tenancy = make_tenancy(owner, options.initializer, options.initargs, is_sole=tenant is not None)
+            tenancy = make_tenancy(
+                owner, options.initializer, options.initargs, self._with_modules, is_sole=tenant is not None
+            )
         session = self.open_session(options.queue)
         return lambda consumer: self._make_run(driver, consumer, session, options, feeds, total, retried, tenancy)
 

@@ -55,7 +55,10 @@ def _problem(error: BaseException) -> BaseException:
 def _on_import(error: ImportError, worker: str) -> str:
     name = error.name.partition(".")[0] if isinstance(error.name, str) and error.name else ""
     if isinstance(error, ModuleNotFoundError):
-        return f"(on {_python(worker)}: install {name or 'it'} there, for that Python)"
+        return (
+            f"(on {_python(worker)}: install {name or 'it'} there, for that Python; only modules of "
+            "your own travel with a function, if it or a module of it imports them by name)"
+        )
     return f"(on {_python(worker)}: {name or 'the module'} may be another version there than here)"
 
 

@@ -27,6 +27,7 @@ from gearmap.runtime.child import INITIALIZING, LOADING, ChildSettings, Job, rec
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.coroutines import awaited
 from gearmap.runtime.outlets import ChildOutlets
+from gearmap.runtime.shipped import ShippedModules, World
 from gearmap.runtime.slate import Slate
 from gearmap.runtime.upkeep import Upkeep
 from gearmap.wire import envelope
@@ -56,7 +57,9 @@ class Runner:
         self._shelf = slate.shelf
         self._settings = settings
         self._headers = HeaderMemo()
-        self._functions: OrderedDict[tuple[str, str], Callable[..., Any]] = OrderedDict()
+        self._functions: OrderedDict[tuple[str, str], tuple[Callable[..., Any], World]] = OrderedDict()
+        self._modules = ShippedModules()
+        sys.meta_path.insert(0, self._modules)
         self._place: tuple[Any, ...] = ()
         self._tenant = ""
         self._retried: tuple[str, tuple[type[BaseException], ...]] = ("", ())
@@ -85,9 +88,12 @@ class Runner:
             return
         try:
             function = (header.run, header.function_digest)
-            fn = self._functions.get(function)
-            if fn is None:
-                fn = self._load(function, payloads[0])
+            kept = self._functions.get(function)
+            if kept is None:
+                kept = self._load(function, payloads[0])
+            elif kept[1] is not self._modules.world:
+                self._modules.enter(kept[1])
+            fn = kept[0]
             if header.retry_exceptions:
                 committer.retried = self._load_retried(header.run, payloads.pop(1))
         except BaseException as error:
@@ -151,13 +157,14 @@ class Runner:
         self._upkeep.accept()
         return True
 
-    def _load(self, function: tuple[str, str], payload: Any) -> Callable[..., Any]:
-        """Unpickle the job's function, once for a run."""
-        fn = self._functions[function] = awaited(loads(payload))
+    def _load(self, function: tuple[str, str], payload: Any) -> tuple[Callable[..., Any], World]:
+        """Unpickle the job's function, once for a run; return it with the modules that came with it."""
+        fn = awaited(loads(payload))
+        kept = self._functions[function] = fn, self._modules.world
         if len(self._functions) > KEPT_FUNCTIONS:
             self._upkeep.forget(self._functions.popitem(last=False)[0])
         self._upkeep.loaded(function)
-        return fn
+        return kept
 
     def _load_retried(self, run: str, payload: Any) -> tuple[type[BaseException], ...]:
         """Unpickle the classes of exceptions that a run retries, once while it is the same run."""

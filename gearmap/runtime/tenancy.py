@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gearmap.wire.framing import Payload
-from gearmap.wire.functions import digest_payload
+from gearmap.wire.functions import Accompany, digest_payload
 from gearmap.wire.serializer import dumps
 
 __all__ = ["Tenancy", "make_tenancy"]
@@ -25,13 +25,22 @@ class Tenancy:
     payload: Payload = field(repr=False)
 
 
-def make_tenancy(owner: str, initializer: Callable[..., object], initargs: Sequence[Any], *, is_sole: bool) -> Tenancy:
+def make_tenancy(
+    owner: str,
+    initializer: Callable[..., object],
+    initargs: Sequence[Any],
+    accompany: Accompany,
+    *,
+    is_sole: bool,
+) -> Tenancy:
     """Pickle an initializer.
 
     Parameters
     ----------
     owner
         Id of the client or executor.
+    accompany
+        Gives a payload what has to travel with it.
     is_sole
         Whether the owner has this initializer only. Else its children are shared by calls with equal initializers.
 
@@ -40,5 +49,6 @@ def make_tenancy(owner: str, initializer: Callable[..., object], initargs: Seque
     SerializationError
         If it does not pickle.
     """
-    payload = dumps((initializer, tuple(initargs)), name="the initializer and its arguments", snapshot=True)
+    pickled = dumps((initializer, tuple(initargs)), name="the initializer and its arguments", snapshot=True)
+    payload, _ = accompany(pickled)
     return Tenancy(owner if is_sole else f"{owner}-{digest_payload(payload).hex()}", payload)

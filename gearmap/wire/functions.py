@@ -29,6 +29,7 @@ from gearmap.wire.framing import Payload
 
 __all__ = [
     "LRU_CACHE_WRAPPER",
+    "Accompany",
     "FunctionCache",
     "digest_payload",
     "is_importable",
@@ -50,6 +51,8 @@ _MAX_CACHED_BYTES = 2**20
 
 # A pickle of protocol 4 or 5 without these bytes names nothing: STACK_GLOBAL, and the codes of `copyreg`'s extensions.
 _GLOBAL_OPCODES = tuple(opcode[0] for opcode in (pickle.STACK_GLOBAL, pickle.EXT1, pickle.EXT2, pickle.EXT4))
+
+Accompany = Callable[[Payload], "tuple[Payload, Callable[[], bool]]"]
 
 _MISSING: Any = object()
 _ATOMS = frozenset(
@@ -155,10 +158,13 @@ class FunctionCache:
     ----------
     dump
         Pickles a function.
+    accompany
+        Gives a payload what has to travel with it, and a call that tells whether that would still be the same.
     """
 
-    def __init__(self, dump: Callable[[Callable[..., Any]], Payload]) -> None:
+    def __init__(self, dump: Callable[[Callable[..., Any]], Payload], accompany: Accompany | None = None) -> None:
         self._dump = dump
+        self._accompany = accompany
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
 
     def __len__(self) -> int:
@@ -169,6 +175,8 @@ class FunctionCache:
         key = id(fn)
         entry = self._entries.get(key)
         if entry is None or entry.function() is not fn or not entry.snapshot.is_unchanged():
+            return None
+        if entry.is_current is not None and not entry.is_current():
             return None
         try:
             self._entries.move_to_end(key)
@@ -191,9 +199,12 @@ class FunctionCache:
         # Taken before and compared after pickling: another thread may change a global in between.
         snapshot = _take_snapshot(fn)
         payload = self._dump(fn)
+        is_current = None
+        if self._accompany is not None:
+            payload, is_current = self._accompany(payload)
         pickled = digest_payload(payload), payload
         if snapshot is not None and _total_bytes(payload) <= _MAX_CACHED_BYTES and snapshot.is_unchanged():
-            self._keep(key, _Entry(self._watch(fn, key), snapshot, pickled))
+            self._keep(key, _Entry(self._watch(fn, key), snapshot, pickled, is_current))
         else:
             self._entries.pop(key, None)
         return pickled
@@ -217,9 +228,16 @@ class FunctionCache:
 
 
 class _Entry:
-    __slots__ = ("function", "pickled", "snapshot")
+    __slots__ = ("function", "is_current", "pickled", "snapshot")
 
-    def __init__(self, function: weakref.ref[Any], snapshot: _Snapshot, pickled: tuple[bytes, Payload]) -> None:
+    def __init__(
+        self,
+        function: weakref.ref[Any],
+        snapshot: _Snapshot,
+        pickled: tuple[bytes, Payload],
+        is_current: Callable[[], bool] | None,
+    ) -> None:
+        self.is_current = is_current
         self.function = function
         self.snapshot = snapshot
         self.pickled = pickled

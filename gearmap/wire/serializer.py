@@ -31,6 +31,7 @@ from gearmap.wire import explain
 from gearmap.wire.framing import Buffer, Payload, flat_view
 from gearmap.wire.functions import (
     LRU_CACHE_WRAPPER,
+    Accompany,
     names_by_value_module,
     reduce_cached_property,
     reduce_lru_cache_wrapper,
@@ -46,6 +47,7 @@ __all__ = [
     "explain_unpicklable",
     "loads",
     "missing_module",
+    "with_prelude",
 ]
 
 PROTOCOL = 5
@@ -168,8 +170,33 @@ def explain_unpicklable(value: Any, name: str = "fn") -> str:
 class FunctionCache(_FunctionCache):
     """Functions pickled once, while what they capture cannot have changed; see `functions.FunctionCache`."""
 
-    def __init__(self) -> None:
-        super().__init__(dump_function)
+    def __init__(self, accompany: Accompany | None = None) -> None:
+        super().__init__(dump_function, accompany)
+
+
+def with_prelude(payload: Payload, call: Callable[..., object], *args: Any) -> list[Buffer]:
+    """Have an importable `call` made with `args` before a payload is unpickled, whose value stays what it was.
+
+    >>> loads(with_prelude(dumps([1, 2]), print, "first"))
+    first
+    [1, 2]
+    """
+    with io.BytesIO() as file:
+        pickler = pickle.Pickler(file, PROTOCOL)
+        pickler.fast = True  # without entries in the memo, which what follows numbers from 0
+        pickler.dump(_Call(call, args))
+        prelude = file.getvalue().removesuffix(pickle.STOP) + pickle.POP
+    return [prelude + bytes(payload[0]), *payload[1:]]
+
+
+class _Call:
+    """Unpickles to the result of a call."""
+
+    def __init__(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._reduced = call, args
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Any, ...]]:
+        return self._reduced
 
 
 def try_dumps(value: Any) -> list[Buffer]:

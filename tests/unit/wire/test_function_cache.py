@@ -263,3 +263,23 @@ def test_a_digest_tells_buffers_apart_and_not_only_their_sum():
     assert digest_payload([b"ab", b"c"]) != digest_payload([b"a", b"bc"])
     assert digest_payload([b"ab", b""]) != digest_payload([b"ab"])
     assert digest_payload([bytearray(b"ab")]) == digest_payload([memoryview(b"ab")])
+
+
+def test_a_function_is_pickled_again_when_what_accompanies_it_has_changed():
+    version = [1]
+
+    def accompany(payload):
+        seen = version[0]
+        return [*payload, b"version %d" % seen], lambda: version[0] == seen
+
+    cache = FunctionCache(dump_function, accompany)
+    space = {"__name__": "__main__"}
+    exec(compile("def f(): pass", "<cell>", "exec"), space)
+    first = cache.payload(space["f"])
+    assert cache.find(space["f"]) is first
+    assert first[1][-1] == b"version 1"
+    version[0] = 2
+    assert cache.find(space["f"]) is None
+    second = cache.payload(space["f"])
+    assert second[1][-1] == b"version 2"
+    assert second[0] != first[0]

@@ -8,6 +8,7 @@ import io
 import pickle
 import sys
 import types
+import warnings
 
 import cloudpickle
 import pytest
@@ -221,3 +222,13 @@ def test_running_out_of_memory_while_loading_stays_what_it_is():
 
 def _out_of_memory():
     raise MemoryError("too large")
+
+
+def test_a_prelude_is_called_before_the_payload_loads_and_changes_nothing_of_it():
+    shared = ["twice"]
+    value = {"a": shared, "b": shared, "big": bytearray(b"x" * serializer.OUT_OF_BAND_BYTES)}
+    payload = serializer.with_prelude(serializer.dumps(value), warnings.warn, "called first")
+    with pytest.warns(UserWarning, match="called first"):
+        loaded = serializer.loads(payload)
+    assert loaded == value
+    assert loaded["a"] is loaded["b"]
