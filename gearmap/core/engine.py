@@ -412,7 +412,9 @@ class RunEngine:
         out: list[ev.Instruction],
     ) -> None:
         """Let every open task of an attempt that was live go again, or settle it."""
-        if not self._reruns.put_back(attempt, report, worker, out, workers=self._workers, now=now):
+        # A task that raised had its function, too; whose it was does not matter then.
+        is_loaded = self.tally.failures > 0 or self._stats(attempt.function).seconds is not None
+        if not self._reruns.put_back(attempt, report, worker, out, workers=self._workers, is_loaded=is_loaded, now=now):
             self._stopped = True
         self._next_check = min(self._next_check, self._reruns.due)
 

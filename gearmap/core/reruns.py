@@ -10,7 +10,7 @@ Rule 3: where nobody knows which task took a worker with it, the chunk is halved
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
@@ -71,6 +71,7 @@ class Reruns:
         self._policy = policy
         self._fail_fast = fail_fast
         self._seed = seed
+        self._lacking: dict[Hashable, dict[str, None]] = {}  # by function: workers that cannot load it, in order
         self._ready: deque[_Rerun] = deque()
         self._later: list[tuple[float, int, _Rerun]] = []  # a heap; the number keeps equal times in their order
         self._numbered = 0
@@ -125,9 +126,17 @@ class Reruns:
         out: list[ev.Instruction],
         *,
         workers: int | None,
+        is_loaded: bool,
         now: float,
     ) -> bool:
         """Let every open task of an attempt that has ended go again, or settle it.
+
+        Parameters
+        ----------
+        workers
+            How many there are, if that is known.
+        is_loaded
+            Whether any worker has run the attempt's function.
 
         Returns
         -------
@@ -148,7 +157,10 @@ class Reruns:
         if report is not None and report.reason is ev.NotRunKind.INITIALIZER_FAILED:
             return self._after_initializer(attempt, rest, report, worker, out)
         kind = ev.NotRunKind.AGAIN if report is None else report.reason
-        history = after_refusal(attempt.history, kind, worker or "", workers=workers)
+        met = attempt.history
+        if kind is ev.NotRunKind.CANNOT_LOAD and not is_loaded:
+            met = self._with_all_lacking(attempt, worker or "")
+        history = after_refusal(met, kind, worker or "", workers=workers)
         if history is not None:
             self._put_first([_Rerun(rest, history)])
             return True
@@ -249,6 +261,16 @@ class Reruns:
             return True
         out.append(ev.BreakRun(report.reason, report.detail, report.failure, worker))
         return False
+
+    def _with_all_lacking(self, attempt: Attempt, worker: str) -> History:
+        """Return what an attempt has met, with every worker that could not load its function for any chunk.
+
+        So it is known that nobody can as soon as each has said so once. Once a worker can, what the others say counts
+        for the chunk that they refused, as before: a run may outlive its workers, and meet others of other names.
+        """
+        lacking = self._lacking.setdefault(attempt.function, dict.fromkeys(attempt.history.lacking))
+        lacking[worker] = None
+        return replace(attempt.history, lacking=tuple(lacking))
 
     def _refused(
         self, rest: list[ev.TaskRange], report: ev.NotRunReport, worker: str | None, out: list[ev.Instruction]

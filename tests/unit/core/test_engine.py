@@ -601,6 +601,46 @@ def test_one_node_that_lacks_a_package_is_avoided_and_the_others_do_the_work() -
     ]
 
 
+def test_that_nobody_can_load_a_function_is_known_once_each_worker_has_said_so_of_any_chunk() -> None:
+    engine, (first, second, third, *_) = running(1, 1, 1, 1, fail_fast=True)
+    engine.handle(ev.WorkersSeen(3), 0.0)
+    report = not_run(ev.NotRunKind.CANNOT_LOAD, failure="no polars")
+    (again,) = submits(engine.handle(outcome(first.attempt, not_run=report, worker="a"), 1.0))
+    assert again.avoid == ("a",)
+    (again,) = submits(engine.handle(outcome(second.attempt, not_run=report, worker="b"), 1.0))
+    assert again.avoid == ("a", "b")
+    (again,) = submits(engine.handle(outcome(again.attempt, not_run=report, worker="b"), 1.0))
+    assert again.avoid == ("a", "b")
+    out = engine.handle(outcome(third.attempt, not_run=report, worker="c"), 1.0)
+    assert [(one.task, one.failure) for one in out if isinstance(one, ev.FailTask)] == [(2, "no polars")]
+    assert engine.ended
+
+
+@pytest.mark.parametrize("failures", [(), failed(0)])
+def test_where_one_worker_could_what_others_said_of_other_chunks_does_not_count(
+    failures: tuple[ev.TaskFailed, ...],
+) -> None:
+    engine, (first, second, third, fourth) = running(1, 1, 1, 1)
+    engine.handle(ev.WorkersSeen(3), 0.0)
+    report = not_run(ev.NotRunKind.CANNOT_LOAD, failure="no polars")
+    engine.handle(outcome(first.attempt, not_run=report, worker="a"), 1.0)
+    engine.handle(outcome(second.attempt, not_run=report, worker="b"), 1.0)
+    done = () if failures else ((0, 1),)
+    engine.handle(outcome(third.attempt, *done, worker="c", count=len(done), elapsed=0.1, failed=failures), 1.0)
+    (again,) = submits(engine.handle(outcome(fourth.attempt, not_run=report, worker="d"), 1.0))
+    assert again.avoid == ("d",)
+
+
+def test_each_function_is_lacked_by_itself() -> None:
+    engine = RunEngine(fail_fast=False, chunksize=1)
+    blocks = [ev.AddBlock(ev.Block(number, number, 1, b"fg"[number : number + 1], 1)) for number in range(2)]
+    f, g = submits(engine.handle_all([ev.ServerUp(0), ev.WorkersSeen(2), *blocks, ev.InputEnded()], 0.0))
+    report = not_run(ev.NotRunKind.CANNOT_LOAD, failure="no polars")
+    engine.handle(outcome(f.attempt, not_run=report, worker="a"), 1.0)
+    (again,) = submits(engine.handle(outcome(g.attempt, not_run=report, worker="b"), 1.0))
+    assert again.avoid == ("b",)
+
+
 def test_an_initializer_that_raises_breaks_the_run_at_once_and_says_what_it_raised() -> None:
     engine, (job, *_) = running(1, 1)
     report = not_run(ev.NotRunKind.INITIALIZER_FAILED, detail="ValueError: no", failure="the error")
