@@ -210,7 +210,8 @@ class _Work:
         self._options = options
         self._is_owner = is_owner
         self._tenant = f"executor-{secrets.token_hex(8)}"
-        self._lock = threading.Lock()
+        # What the garbage collector or a signal handler calls under it, in the same thread, may take it again.
+        self._lock = threading.RLock()
         self._run: CallRun | None = None
         self._error: ClusterBroken | None = None
         self._ended = threading.Event()
@@ -270,7 +271,12 @@ class _Work:
         self._check()
         run = self._run
         if run is None or run.over:
-            run = self._run = self.backend.make_call_run(self._options, tenant=self._tenant)
+            made = self.backend.make_call_run(self._options, tenant=self._tenant)
+            # Whoever came in between may have shut this, or made a run, which is to be the only one.
+            self._check()
+            run = self._run
+            if run is None or run.over:
+                run = self._run = made
             _pending.add(self)
         return run
 
@@ -330,7 +336,7 @@ class _Work:
 
     def _after_fork_in_child(self) -> None:
         """The parent's tasks are not ours to end; what is submitted from now on is."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._run = None
         self._ended = threading.Event()
         self._conclusion = threading.Lock()
