@@ -250,8 +250,9 @@ def map_async(
 ) -> MapFuture[R]:
     """Begin to run `fn` over items and return at once; options and errors are those of `map`.
 
-    The iterables are read to their end, here; what they gave is pickled piece by piece in a thread of the run. With
-    `GEARMAP_SERVERS=inline` everything is run before this returns.
+    The iterables are read to their end, here, so one must have an end: `itertools.count()`, `cycle` and `repeat` alone
+    are refused, a generator without end is read for ever. `imap` takes such. What they gave is pickled piece by piece
+    in a thread of the run. With `GEARMAP_SERVERS=inline` everything is run before this returns.
 
     Returns
     -------

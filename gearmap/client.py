@@ -24,6 +24,7 @@ from gearmap.executor import GearmanExecutor
 from gearmap.mapping import run_imap, run_map, start_map
 from gearmap.overview.survey import survey
 from gearmap.overview.values import ClusterStatus
+from gearmap.runtime.arguments import is_endless
 from gearmap.runtime.callrun import CallRun
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import Future
@@ -73,6 +74,11 @@ class BoundOptions:
         """Begin to run `fn` over the zipped iterables; see `gearmap.map_async`."""
         chosen = self._defaults.with_changes(options)
         _check_call("map_async", fn, iterables)
+        if all(map(is_endless, iterables)):
+            raise ConfigurationError(
+                f"map_async reads its iterables to their end, and {iterables[0]!r} has none; take a part with "
+                "itertools.islice, or use imap, which reads as it goes"
+            )
         return start_map(self._client._backend, fn, iterables, chosen)
 
     def imap(

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from gearmap import current
@@ -20,7 +22,7 @@ from gearmap.display.registry import SinkRequest, registered
 from gearmap.display.sinks import SHOW_AFTER, choose_sink, make_sink
 from gearmap.errors import ClusterBroken
 from gearmap.runtime import child
-from gearmap.runtime.arguments import ArgumentSource
+from gearmap.runtime.arguments import ArgumentSource, taken_whole
 from gearmap.runtime.imaprun import ImapRun
 from gearmap.runtime.inline import InlineMap, imap_inline
 from gearmap.runtime.mapfuture import MapFuture, Runner
@@ -50,9 +52,8 @@ def start_map(
 
     The iterables are taken whole, here: nobody else may advance them.
     """
-    taken = [each if isinstance(each, range | tuple) else list(each) for each in iterables]
-    source = ArgumentSource(taken)
-    future = _make_map(backend, fn, source, options, waits=False)
+    source = ArgumentSource(taken_whole(iterables))
+    future = _make_map(backend, fn, source, options, waits=False, began=_users_line())
     if not source.has_more(0):
         future.end(results=[])
     elif backend.mode is ServerMode.INLINE:
@@ -63,12 +64,20 @@ def start_map(
 
 
 def _make_map(
-    backend: Backend, fn: Callable[..., Any], source: ArgumentSource, options: RunOptions, *, waits: bool
+    backend: Backend,
+    fn: Callable[..., Any],
+    source: ArgumentSource,
+    options: RunOptions,
+    *,
+    waits: bool,
+    began: tuple[str, int] | None = None,
 ) -> MapFuture[Any]:
+    """`began` is the line that warnings are of if they come in a thread of the run, where no user's line is."""
+
     def launch(future: MapFuture[Any], *, again: bool) -> Runner:
         # Whoever waits needs no display of what is over at once; whoever does not is shown what was begun.
         delay = SHOW_AFTER if waits or again else 0.0
-        runner = _runner(_open_backend(backend) if again else backend, future, delay)
+        runner = _runner(_open_backend(backend) if again else backend, future, delay, began)
         current.remember(future)
         return runner
 
@@ -91,7 +100,7 @@ def _open_backend(backend: Backend) -> Backend:
     return client._backend
 
 
-def _runner(backend: Backend, future: MapFuture[Any], delay: float) -> Runner:
+def _runner(backend: Backend, future: MapFuture[Any], delay: float, began: tuple[str, int] | None) -> Runner:
     record = future.record
     if backend.mode is ServerMode.INLINE:
         backend.begin_inline(record.options)
@@ -106,7 +115,7 @@ def _runner(backend: Backend, future: MapFuture[Any], delay: float) -> Runner:
         record,
         where=backend.where,
         sink=_sink(backend, options, record.fn, total, delay=delay, cancel=future.cancel),
-        on_notice=_warn,
+        on_notice=partial(_warn, began=began),
     )
 
 
@@ -191,11 +200,17 @@ def _sink(
     return make_sink(kind, request, desc=options.desc, notebook=notebook)
 
 
-def _warn(text: str) -> None:
-    """Warn as from the line of the user's code that called us."""
-    level = 1
+def _users_line() -> tuple[str, int]:
+    """Return the file and line that called us."""
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
-        level += 1
-    warnings.warn(text, RuntimeWarning, stacklevel=level)
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def _warn(text: str, began: tuple[str, int] | None = None) -> None:
+    """Warn as from the line of the user's code that called us, or in a thread of ours, that began this."""
+    filename, line = _users_line()
+    if began is not None and filename == threading.__file__:
+        filename, line = began
+    warnings.warn_explicit(text, RuntimeWarning, filename, line)

@@ -8,7 +8,8 @@ that waits for the run comes here: this is where the user's code runs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, cycle, islice, repeat
+from operator import length_hint
 from time import monotonic
 from typing import Any
 
@@ -16,7 +17,31 @@ from gearmap.errors import SerializationError
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.serializer import dumps
 
-__all__ = ["ArgumentSource", "pickle_block"]
+__all__ = ["ArgumentSource", "is_endless", "pickle_block", "taken_whole"]
+
+
+def is_endless(iterable: object) -> bool:
+    """Whether an iterable is of a kind that has no end; of most kinds nobody can know.
+
+    >>> is_endless(count()), is_endless(repeat(1)), is_endless(repeat(1, 5)), is_endless([1])
+    (True, True, False, False)
+    """
+    return type(iterable) in (count, cycle) or (type(iterable) is repeat and length_hint(iterable, -1) < 0)
+
+
+def taken_whole(iterables: Sequence[Iterable[Any]]) -> list[Sequence[Any]]:
+    """Return what iterables give, of endless ones as much as of the shortest other; one of them must have an end.
+
+    >>> taken_whole([count(1), "abc", repeat(0)])
+    [[1, 2, 3], ['a', 'b', 'c'], [0, 0, 0]]
+    """
+    taken: list[Any] = [
+        None if is_endless(each) else each if isinstance(each, range | tuple) else list(each) for each in iterables
+    ]
+    shortest = min(len(each) for each in taken if each is not None)
+    return [
+        list(islice(each, shortest)) if known is None else known for each, known in zip(iterables, taken, strict=True)
+    ]
 
 
 class ArgumentSource:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import inspect
 import itertools
 import os
 import threading
 import time
+import warnings
 
 import pytest
 from integration_support import lane_of, wait_until
@@ -59,6 +61,27 @@ def test_an_iterable_is_read_at_the_call_and_in_the_calling_thread(cluster):
     items.clear()
     assert other.result() == [1, 3, 5]
     assert run.result() == list(range(300))
+
+
+@pytest.mark.parametrize("endless", [itertools.count(), itertools.cycle("ab"), itertools.repeat(7)], ids=repr)
+def test_what_is_known_to_have_no_end_is_refused_alone_and_cut_beside_others(cluster, endless):
+    with pytest.raises(gearmap.ConfigurationError, match=r"reads its iterables to their end, and .* has none; .*imap"):
+        cluster.map_async(str, endless)
+    with pytest.raises(ValueError, match="has none"):
+        cluster.map_async(max, endless, itertools.count())
+    pairs = cluster.map_async(lambda x, y: (x, y), endless, "xyz").result()
+    assert [pair[1] for pair in pairs] == ["x", "y", "z"]
+
+
+def test_a_warning_is_of_the_line_that_began_the_map(start_server, kind, connect):
+    client = connect(start_server(kind))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = client.map_async(abs, [-1])
+        line = inspect.currentframe().f_lineno - 1
+        wait_until(lambda: bool(caught), "nobody serves the queue, and that is said")
+    assert [(each.category, each.filename, each.lineno) for each in caught] == [(RuntimeWarning, __file__, line)]
+    run.cancel()
 
 
 def test_no_items_give_no_results_and_start_nothing():
