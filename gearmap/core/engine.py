@@ -241,6 +241,16 @@ class RunEngine:
         """Tasks that are still to come, as far as that is known."""
         return 0 if self._total is None or self._input_ended else max(0, self._total - self._board.size)
 
+    def running_task(self, attempt: int, execution: bytes, position: int) -> int | None:
+        """Return the open task at a position of a live attempt, if no newer execution of it is known."""
+        known = self._attempts.get(attempt)
+        if known is None or not known.live:
+            return None
+        if execution in known.executions and execution != next(reversed(known.executions)):
+            return None
+        task = known.task_at(position)
+        return task if task is not None and self._board.is_open(task) else None
+
     # --------------------------------------------------------------------------------------------------------- inputs
 
     def _on_block(self, event: ev.AddBlock, now: float, out: list[ev.Instruction]) -> None:

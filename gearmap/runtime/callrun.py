@@ -34,6 +34,7 @@ from gearmap.runtime.wording import failure_note
 from gearmap.wire.framing import Payload
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.outcome import TaskFailure
+from gearmap.wire.printed import NO_OUTPUT, Output
 
 __all__ = ["CallRun"]
 
@@ -46,6 +47,9 @@ BLOCK_SECONDS = 0.002
 # Limits of such a block. Raised: less work for each call; lowered: less is at stake where a measurement misleads.
 MAX_BLOCK_CALLS = 64
 MAX_BLOCK_BYTES = 256 * 1024
+
+# What a future tells of a task that runs, the newest. When it is settled it has the beginning, too.
+LIVE_CHARS = 65536
 
 
 class CallRun:
@@ -81,6 +85,7 @@ class CallRun:
         # Changed by the driver thread only: taken and not settled, by the engine's numbers; the next of these; whether
         # a job server is connected; who waits to know that, and who wants to know of the end.
         self._futures: dict[int, Future[Any]] = {}
+        self._live: dict[int, Output] = {}  # what tasks that run have printed, by their index
         self._next_number = 0
         self._is_reached = False
         self._questions: list[Question] = []
@@ -215,6 +220,9 @@ class CallRun:
         return [group for group in groups if group.entries]  # an interrupt may have come before its first call
 
     # As the owner of its futures.
+
+    def printed_so_far(self, future: Future[Any]) -> Output:
+        return self._live.get(future.task_index, NO_OUTPUT)
 
     def cancelled(self, future: Future[Any]) -> None:
         self._driver.post(lambda: self._drop(future), self)
@@ -372,6 +380,9 @@ class CallRun:
             chunk.place(first, size, batch, offset)
         else:
             settle(futures, self._lock, batch, offset, worker)
+            if self._live:
+                for future in filter(None, futures):
+                    self._live.pop(future.task_index, None)
 
     def failed(self, task: int, failure: Any, attempts: int, worker: str) -> None:
         future = self._futures.pop(task, None)
@@ -380,12 +391,14 @@ class CallRun:
             index = future.task_index + task - future.number
             note = failure_note(f"task {index}", failure, attempts=attempts, worker=worker)
             _end(future, task, PendingFailure(failure, (note,)), attempts, worker)
+            self._live.pop(index, None)
 
     def gave_up(self, task: int, reason: GivenUp) -> None:
         future = self._futures.pop(task, None)
         if future is not None:
             index = future.task_index + task - future.number
             _end(future, task, PendingFailure(replace(reason, task=index)), reason.attempts, reason.worker)
+            self._live.pop(index, None)
 
     def broken(self, error: GearmapError) -> None:
         with self._lock:
@@ -406,6 +419,13 @@ class CallRun:
 
     def progressed(self, snapshot: ProgressSnapshot) -> None:
         """Single tasks have no display."""
+
+    def printed(self, task: int, stream: str, text: str) -> bool:
+        future = self._futures.get(task)
+        if future is not None and not isinstance(future, ChunkFuture):
+            known = self._live.get(future.task_index, NO_OUTPUT)
+            self._live[future.task_index] = known._replace(**{stream: (getattr(known, stream) + text)[-LIVE_CHARS:]})
+        return True
 
     def noticed(self, text: str) -> None:
         logger.warning("%s", text)

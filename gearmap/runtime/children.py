@@ -31,7 +31,7 @@ from gearmap.runtime.child import (
 from gearmap.runtime.memory_use import high_water_bytes, total_bytes
 from gearmap.runtime.nodeline import NodeLine
 from gearmap.runtime.outlets import ENDS, NodeOutlet, open_outlets
-from gearmap.runtime.slate import SLATE_BYTES, Kept, Slate
+from gearmap.runtime.slate import SLATE_BYTES, Kept, Slate, Strip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,6 +193,11 @@ class Child:
         """Return what the task that the child is at has printed so far, by the names of the streams."""
         kept = [(name, strip.read()) for name, strip in self._slate.strips.items()]
         return [each for each in kept if each[1].data]
+
+    @property
+    def strips(self) -> dict[str, Strip]:
+        """What the task that it is at has printed, by the names of the streams; it may still be changing."""
+        return self._slate.strips
 
     def read_outlets(self) -> list[tuple[str, bytes]]:
         """Take what C code and started programs have written since the last time, by the names of the streams."""

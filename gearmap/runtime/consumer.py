@@ -43,6 +43,9 @@ class Consumer(Protocol):
     def noticed(self, text: str) -> None:
         """Something that a person should know, once."""
 
+    def printed(self, task: int, stream: str, text: str) -> bool:
+        """A task that runs has written lines to "stdout" or "stderr"; return whether they will be shown."""
+
     def ended(self, snapshot: ProgressSnapshot) -> None:
         """Nothing will come any more."""
 

@@ -115,6 +115,9 @@ class FutureOwner(Protocol):
     def cancelled(self, future: Future[Any]) -> None:
         """The task of a future was cancelled. Any thread."""
 
+    def printed_so_far(self, future: Future[Any]) -> Output:
+        """Return what the task of a future that runs has printed. Any thread."""
+
     def call_elsewhere(self, call: Callable[[], None]) -> bool:
         """Have callbacks called in another thread, if this one must not call them; return whether that is so."""
 
@@ -252,7 +255,9 @@ class Future(concurrent.futures.Future[T]):
 
     @property
     def stdout(self) -> str:
-        """What the task wrote to `sys.stdout`, once it is settled; of much, the beginning and the end.
+        """What the task wrote to its standard output; of much, the beginning and the end.
+
+        While it runs it is what has come so far, some of it maybe left out; up to about half a second late.
 
         It is that of the attempt that gave the result or failed for good, also if that ended with its process.
         """
@@ -260,10 +265,12 @@ class Future(concurrent.futures.Future[T]):
 
     @property
     def stderr(self) -> str:
-        """What the task wrote to `sys.stderr`; like `stdout`."""
+        """What the task wrote to its standard error; like `stdout`."""
         return self._printed().stderr
 
     def _printed(self) -> Output:
+        if self._state == RUNNING and self._owner is not None:
+            return self._owner.printed_so_far(self)
         result = self._result
         if type(result) is ResultBatch:
             return result.outputs.get(self._offset, NO_OUTPUT)

@@ -22,7 +22,7 @@ from gearmap.runtime.arguments import ArgumentSource, pickle_block
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.port import WAIT_STEP, Mail, RunPort
-from gearmap.runtime.printing import print_again, print_failed
+from gearmap.runtime.printing import print_again, print_failed, print_live
 from gearmap.runtime.run import Run
 
 __all__ = ["ImapRun"]
@@ -154,6 +154,7 @@ class ImapRun:
             self._last = mail.snapshot
             self._workers = mail.snapshot.workers
             self._sink.update(mail.snapshot)
+        print_live(self._sink, mail.printed)
 
     def _feed(self) -> bool:
         """Take the next block from the iterable, if there is room for it; return whether anything was done."""

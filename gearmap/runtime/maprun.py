@@ -18,7 +18,7 @@ from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.port import WAIT_STEP, Mail, RunPort
-from gearmap.runtime.printing import print_again, print_failed, show_output
+from gearmap.runtime.printing import print_again, print_failed, print_live, show_output
 from gearmap.runtime.report import RunNotes
 from gearmap.runtime.run import Run
 
@@ -168,6 +168,7 @@ class MapRun:
             notes.elapsed = time.monotonic() - self._began
             if mail.end is None:
                 self._sink.update(snapshot)
+        print_live(self._sink, mail.printed)
         for failed in mail.failed:
             show_output(self._sink, failed.task, failed.output)
             print_failed(failed)  # last: a stream that raises, or Ctrl-C while it is slow, must not cost the books

@@ -30,7 +30,7 @@ from gearmap.runtime.cpus import usable_cpus
 from gearmap.runtime.crew import Crew, Worker
 from gearmap.runtime.memory_use import total_bytes
 from gearmap.runtime.nesting import NestingDesk
-from gearmap.runtime.nodeoutput import keep_last_words, take_written
+from gearmap.runtime.nodeoutput import keep_last_words, take_live, take_written
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.privatelanes import PrivateLanes
 from gearmap.runtime.work import JobOpener, Work
@@ -398,6 +398,9 @@ class Node:
         work = self._workers[instruction.worker].work
         if child is not None and work is not None:
             self._do(ne.OutputSeen(child.number, take_written(child, work)))
+            printed = take_live(child, work)
+            if printed:
+                self._send_sign(self._workers[instruction.worker], work, printed)
 
     def _look_at_memory(self, instruction: ne.LookAtMemory) -> None:
         if self.settings.memory_limit is None:
@@ -442,14 +445,17 @@ class Node:
     def _send_beat(self, instruction: ne.SendBeat) -> None:
         worker = self._workers[instruction.worker]
         work = worker.work
-        if work is None:
-            return
+        if work is not None:
+            position = self._send_sign(worker, work)
+            worker.links.send_status(work.job, position or 0, work.header.n_tasks)
+
+    def _send_sign(self, worker: Worker, work: Work, printed: tuple[Printed, ...] = ()) -> int | None:
+        """Say that an execution goes on, and what its task prints; return the task's position."""
         position = self._position(worker)
-        outcome = Outcome(worker=worker.name, node=self.settings.node_id, beat=position)
+        outcome = Outcome(worker=worker.name, node=self.settings.node_id, beat=position, printed=printed)
         worker.links.send_data(work.job, work.sealed(outcome))
-        size = work.header.n_tasks
-        worker.links.send_status(work.job, position or 0, size)
         self._touched.add(worker)
+        return position
 
     def _position(self, worker: Worker) -> int | None:
         child = self._children.get(self._engine.child_of(worker.index))

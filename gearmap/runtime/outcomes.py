@@ -6,7 +6,7 @@ Whatever is missing, doubled, out of order or does not open is a WireError; noth
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -16,7 +16,7 @@ from gearmap.errors import EnvelopeError
 from gearmap.runtime.futures import ResultBatch
 from gearmap.wire import envelope, seal
 from gearmap.wire.outcome import DecodedOutcome, NotRunReason, decode_outcome, decode_results
-from gearmap.wire.printed import NO_OUTPUT, Output, Printed, by_position
+from gearmap.wire.printed import LIVE, LIVE_HEARD, NO_OUTPUT, Output, Printed, by_position, is_live
 
 __all__ = ["OutcomeReader"]
 
@@ -62,8 +62,10 @@ class OutcomeReader:
     __slots__ = (
         "_context",
         "_heard",
+        "_live",
         "_session_id",
         "_session_key",
+        "_shown",
         "_unique",
         "_writers",
         "function",
@@ -90,6 +92,8 @@ class OutcomeReader:
         self.nodes: dict[bytes, str] | None = None
         # What nodes have read of the descriptors of tasks whose outcomes have not come, by execution.
         self._heard: dict[bytes, list[Printed]] | None = None
+        self._live: list[tuple[bytes, Printed]] | None = None
+        self._shown: dict[tuple[bytes, int, str], int] | None = None  # how many bytes of which live stream
 
     @property
     def unique(self) -> str:
@@ -155,7 +159,9 @@ class OutcomeReader:
             )
             batch = ResultBatch(payload, elapsed / count)
             if self._heard:
-                batch.outputs = _by_offset(by_position(self._take_heard(event)), first, stop)
+                heard = self._take_heard(event)
+                shown = self._take_shown(prefix.execution_id, heard, ())
+                batch.outputs = _by_offset(by_position(heard, shown), first, stop)
             return event, [batch]
         decoded = decode_outcome(header, body)
         outcome = decoded.outcome
@@ -163,19 +169,60 @@ class OutcomeReader:
             if outcome.node:
                 self.nodes = (self.nodes or {}) | {prefix.execution_id: outcome.node}
             if outcome.printed:
-                self._heard = self._heard or {}
-                self._heard.setdefault(prefix.execution_id, []).extend(outcome.printed)
+                self._take_in(prefix.execution_id, outcome.printed)
             return ev.Beat(attempt, prefix.execution_id, outcome.worker, outcome.beat), []
         opened = _event(attempt, prefix.execution_id, decoded)
-        if not self._heard:
+        if not self._heard and not self._shown:
             return opened
         heard = self._take_heard(opened[0])
+        shown = self._take_shown(prefix.execution_id, heard, outcome.printed)
         outcome = replace(outcome, printed=(*heard, *outcome.printed))
-        return _event(attempt, prefix.execution_id, replace(decoded, outcome=outcome))
+        return _event(attempt, prefix.execution_id, replace(decoded, outcome=outcome), shown)
+
+    def take_live(self) -> list[tuple[bytes, Printed]]:
+        """Return what has come of tasks that run, each piece with its execution."""
+        live, self._live = self._live or [], None
+        return live
+
+    def shown_until(self, execution: bytes, piece: Printed) -> int:
+        """Return how many bytes of the stream of a live piece were shown."""
+        return (self._shown or {}).get((execution, piece.position, piece.stream), 0)
+
+    def has_shown(self, execution: bytes, piece: Printed) -> None:
+        """A live piece was shown: that need not be done again with the task's outcome."""
+        self._shown = self._shown or {}
+        self._shown[execution, piece.position, piece.stream] = piece.at + len(piece.data)
+
+    def _take_in(self, execution: bytes, printed: Sequence[Printed]) -> None:
+        for each in printed:
+            if is_live(each):
+                self._live = self._live or []
+                self._live.append((execution, each))
+            else:
+                self._heard = self._heard or {}
+                self._heard.setdefault(execution, []).append(each)
+
+    def _take_shown(
+        self, execution: bytes, heard: Sequence[Printed], printed: Sequence[Printed]
+    ) -> dict[Printed, int] | None:
+        """Take out how much of each row was shown. Rows of one stream that a node has sent follow each other."""
+        if not self._shown:
+            return None
+        left: dict[tuple[bytes, int, str], int] = {}
+        shown: dict[Printed, int] = {}
+        for name, each in [(LIVE_HEARD, each) for each in heard] + [(LIVE, each) for each in printed]:
+            where = (execution, each.position, name + each.stream)
+            n_bytes = left.setdefault(where, self._shown.pop(where, 0))
+            n_bytes = min(n_bytes, len(each.data) + each.dropped)
+            left[where] -= n_bytes
+            if n_bytes:
+                shown[each] = n_bytes
+        return shown
 
     def _take_heard(self, event: ev.OutcomeArrived) -> list[Printed]:
         """Take out what was heard of the tasks that an outcome tells of."""
-        assert self._heard is not None
+        if not self._heard:
+            return []
         heard: list[Printed] = []
         rest: list[Printed] = []
         for each in self._heard.get(event.execution, ()):
@@ -237,13 +284,15 @@ def _one_event(row: list[ev.OutcomeArrived]) -> ev.OutcomeArrived:
     )
 
 
-def _event(attempt: int, execution: bytes, decoded: DecodedOutcome) -> tuple[ev.OutcomeArrived, list[ResultBatch]]:
+def _event(
+    attempt: int, execution: bytes, decoded: DecodedOutcome, shown: Mapping[Printed, int] | None = None
+) -> tuple[ev.OutcomeArrived, list[ResultBatch]]:
     outcome = decoded.outcome
     not_run = outcome.not_run
     report = None
     failures = outcome.failures
     for_good = frozenset(outcome.for_good)
-    outputs = by_position(outcome.printed)
+    outputs = by_position(outcome.printed, shown)
     if outputs or outcome.seconds:
         failures = tuple(
             replace(each, output=outputs.get(each.position, NO_OUTPUT), seconds=seconds)

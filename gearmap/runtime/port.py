@@ -27,13 +27,17 @@ __all__ = ["WAIT_STEP", "Mail", "RunPort"]
 # The longest uninterrupted wait: Ctrl-C, the timeout and the progress display are looked at this often (seconds).
 WAIT_STEP = 0.1
 
+# What waits to be shown of tasks that run. Raised: a caller that looks rarely sees more live; lowered: less memory.
+_MOST_PRINTED_CHARS = 131072
+
 
 @dataclass(slots=True)
 class Mail:
     """What has happened since the caller looked last.
 
     `results` are first task, number of tasks, batch, offset in the batch, and worker. `wanted` is the size of the next
-    block, 0 if none is wanted. After `error` or `end` nothing follows.
+    block, 0 if none is wanted. `printed` are task, stream and lines of tasks that run. After
+    `error` or `end` nothing follows.
     """
 
     results: list[tuple[int, int, ResultBatch, int, str]] = field(default_factory=list)
@@ -42,6 +46,7 @@ class Mail:
     snapshot: ProgressSnapshot | None = None
     tally: Tally | None = None
     notice: str = ""
+    printed: list[tuple[int, str, str]] = field(default_factory=list)
     error: GearmapError | None = None
     end: ProgressSnapshot | None = None
 
@@ -197,6 +202,14 @@ class RunPort:
         with self._condition:
             self._mail.notice = text
             self._tell()
+
+    def printed(self, task: int, stream: str, text: str) -> bool:
+        with self._condition:
+            if sum(len(each) for _, _, each in self._mail.printed) > _MOST_PRINTED_CHARS:
+                return False  # the caller is busy elsewhere; it comes with the task's outcome
+            self._mail.printed.append((task, stream, text))
+            self._tell()
+        return True
 
     def ended(self, snapshot: ProgressSnapshot) -> None:
         with self._condition:

@@ -29,6 +29,7 @@ from gearmap.runtime.givenup import GivenUp, broken_run
 from gearmap.runtime.inquiry import Inquiry
 from gearmap.runtime.joblink import JobLink
 from gearmap.runtime.jobwriter import JobWriter, Place
+from gearmap.runtime.liveoutput import LiveOutput
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.sentcall import SentCall
 from gearmap.runtime.stopping import STOP_TOKEN, stop_requests
@@ -129,6 +130,7 @@ class Run:
         self._inquiry = Inquiry(engine, self._sent, self.links)
         self._inbox: list[ev.Input] = []
         self._outbox: dict[int, list[JobRequest]] = {}
+        self._live = LiveOutput(engine, consumer)
         self._watch = WorkerWatch(settings.lane, settings.patience)
         self._rejections = 0
         self._asked_for = False
@@ -371,6 +373,7 @@ class Run:
                 events.append(ev.AttemptLost(token, ev.LossReason.UNREADABLE, str(error)))
                 self._sent.pop(token, None)
                 return
+        self._live.show(token, reader, now)
         for event, batches in opened:
             if isinstance(event, ev.OutcomeArrived):
                 self._deliver(reader, event, batches, now)

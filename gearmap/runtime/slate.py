@@ -101,6 +101,18 @@ class Strip:
         data = b"".join((self._space[:HEAD_BYTES], self._ring[start:], self._ring[:start]))
         return Kept(data, HEAD_BYTES, written - _STRIP_BYTES)
 
+    def since(self, start: int, limit: int) -> tuple[int, bytes]:
+        """Return the newest `limit` bytes of what was written from offset `start` on, and where they begin."""
+        written = self._count[0]
+        begin = max(start, written - min(limit, TAIL_BYTES))
+        if begin >= written:
+            return written, b""
+        if written <= _STRIP_BYTES:
+            return begin, bytes(self._space[begin:written])
+        low, high = (begin - HEAD_BYTES) % TAIL_BYTES, (written - HEAD_BYTES) % TAIL_BYTES
+        data = self._ring[low:high] if low < high else b"".join((self._ring[low:], self._ring[:high]))
+        return begin, bytes(data)
+
     def clear(self) -> None:
         """Forget what was written."""
         self._count[0] = 0

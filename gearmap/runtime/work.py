@@ -47,9 +47,12 @@ class Work:
         "_committed",
         "_context",
         "_heard",
+        "_heard_before",
         "_job_key",
         "_sequence",
         "_session_key",
+        "_told",
+        "_told_of",
         "_unique",
         "began",
         "execution_id",
@@ -78,6 +81,9 @@ class Work:
         self.began = began
         self.last_words: list[tuple[str, Kept]] = []
         self._heard: dict[tuple[int, str], Strip] = {}
+        self._heard_before: dict[tuple[int, str], int] = {}  # bytes that were sent already
+        self._told: dict[str, int] = {}
+        self._told_of: int | None = None
         self._unique = unique
         self._context = context
         self._session_key = session_key
@@ -124,9 +130,26 @@ class Work:
             strip = self._heard[position, stream] = Strip.private()
         strip.append(data)
 
+    def heard_of(self, position: int) -> list[tuple[str, Strip, int]]:
+        """Return what was heard of a task: stream, what is kept of it, and how many bytes were sent before."""
+        return [
+            (stream, strip, self._heard_before.get((position, stream), 0))
+            for (at, stream), strip in self._heard.items()
+            if at == position
+        ]
+
+    def told_of(self, position: int) -> dict[str, int]:
+        """Return how much was told of each stream of the task that runs; for whoever tells to write down."""
+        if self._told_of != position:
+            self._told_of, self._told = position, {}
+        return self._told
+
     def take_heard(self) -> tuple[Printed, ...]:
         """Return what was heard since the last call."""
         heard, self._heard = self._heard, {}
+        # The task that runs is among them, and may go on writing.
+        before = self._heard_before
+        self._heard_before = {where: before.get(where, 0) + strip.written for where, strip in heard.items()}
         return tuple(Printed(position, stream, *strip.read()) for (position, stream), strip in heard.items())
 
     def commit_own(self, outcome: Outcome) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearmap.runtime.slate import HEAD_BYTES, SHELF_BYTES, SLATE_BYTES, TAIL_BYTES, Kept, Slate
+from gearmap.runtime.slate import HEAD_BYTES, SHELF_BYTES, SLATE_BYTES, TAIL_BYTES, Kept, Slate, Strip
 
 KEPT_BYTES = HEAD_BYTES + TAIL_BYTES
 
@@ -88,3 +88,17 @@ def test_a_shelf_that_a_task_has_scribbled_on_is_read_to_an_end(noise: bytes, co
     memory[24:32] = count.to_bytes(8, "little", signed=True)
     memory[-SHELF_BYTES:] = noise * (SHELF_BYTES // 64)
     assert sum(map(len, Slate(memory).shelf.take())) <= SHELF_BYTES
+
+
+@given(st.integers(0, 3 * KEPT_BYTES), st.integers(0, 3 * KEPT_BYTES), st.integers(1, TAIL_BYTES))
+def test_the_newest_since_an_offset_is_read_wherever_it_lies(written: int, start: int, limit: int) -> None:
+    whole = (b"0123456789abcdef!" * (written // 17 + 1))[:written]
+    strip = Strip.private()
+    strip.append(whole[: written // 2])
+    strip.append(whole[written // 2 :])
+    begin, data = strip.since(start, limit)
+    if start >= written:
+        assert data == b""
+    else:
+        assert begin == max(start, written - limit)
+        assert data == whole[begin:]

@@ -63,3 +63,14 @@ def test_a_text_that_is_missing_is_refused() -> None:
     with pytest.raises(EnvelopeError):
         decode_outcome(header, b"")
     assert decode_outcome(header, b"".join(body)).outcome.printed == PRINTED
+
+
+@pytest.mark.parametrize("n_bytes", range(21))
+def test_what_follows_after_a_number_of_bytes_is_what_was_not_seen(n_bytes: int) -> None:
+    whole = bytes(range(65, 85))
+    kept = Printed(0, "stdout", whole[:6] + whole[-4:], 6, 10)
+    rest = kept.after(n_bytes)
+    assert len(rest.data) + rest.dropped == 20 - n_bytes
+    assert whole[n_bytes:].startswith(rest.data[: rest.at])
+    assert whole.endswith(rest.data[rest.at :])
+    assert Printed(0, "stdout", whole).after(n_bytes).data == whole[n_bytes:]
