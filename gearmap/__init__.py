@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from gearmap.runtime.mapfuture import FailedTask, MapFuture
     from gearmap.runtime.task import Task
     from gearmap.runtime.task import current_task as current_task
+    from gearmap.runtime.task import report_progress as report_progress
 
 __version__ = "0.1.0"
 
@@ -119,6 +120,7 @@ _HOME = {
     "on_every_node": "gearmap.api",
     "on_every_worker": "gearmap.api",
     "options": "gearmap.api",
+    "report_progress": "gearmap.runtime.task",
     "starmap": "gearmap.api",
     "status": "gearmap.api",
     "submit": "gearmap.api",

@@ -24,6 +24,7 @@ class Attempt:
     last heard of; `taken_at` when its job server said that a worker has it, while no execution was heard of.
     `executions` are the positions they were last known at; the newest execution comes last. `failed` are tasks that
     raised and may go again, and when. `worker` was heard of last, at first at `heard_at`.
+    `progress` is how far which execution said to be with the task at which position.
     """
 
     id: int
@@ -38,6 +39,7 @@ class Attempt:
     failed: dict[int, float] = field(default_factory=dict)
     worker: str | None = None
     heard_at: float = 0.0
+    progress: tuple[bytes, int, float] | None = None
     size: int = field(init=False)
     _bases: list[int] = field(init=False)
 

@@ -209,8 +209,19 @@ class RunEngine:
             workers=self._workers,
             earlier=self._earlier,
             retried=self._retried,
+            partial=self._partial(),
             working=() if now is None else self._working(now),
         )
+
+    def _partial(self) -> float:
+        """Return the sum of how far the running tasks say that they are."""
+        partial = 0.0
+        for attempt in self._attempts.values():
+            if attempt.progress is not None:
+                execution, position, fraction = attempt.progress
+                if self.running_task(attempt.id, execution, position) is not None:
+                    partial += fraction
+        return partial
 
     def _working(self, now: float) -> tuple[WorkerView, ...]:
         """Return what the first workers do, by name; one that was lost and is back is at work."""
@@ -285,6 +296,8 @@ class RunEngine:
         attempt = self._attempts.get(event.attempt)
         if attempt is not None and attempt.live:
             self._sign(attempt, event.execution, event.worker, event.position, now)
+            if event.progress is not None and event.position is not None:
+                attempt.progress = (event.execution, event.position, event.progress)
             self._limit_executions(attempt, now, out)
 
     def _on_outcome(self, event: ev.OutcomeArrived, now: float, out: list[ev.Instruction]) -> None:

@@ -153,12 +153,13 @@ class WorkersSeen:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A sign that an execution goes on; `position` is the task it is at, if known."""
+    """A sign that an execution goes on; `position` is the task it is at, `progress` how far that is, if known."""
 
     attempt: int
     execution: bytes
     worker: str
     position: int | None = None
+    progress: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,8 @@ class ProgressSnapshot:
     and have no outcome yet, `queued` those that wait to be sent. `again` counts tasks that were sent once more, or
     started once more by a job server. `earlier` of those `done` were so before this run began: it goes on where another
     one stopped. `retried` of them are done after they had failed. `elapsed` is in seconds. `working` are the workers
-    that have tasks of the run, or had some when they were lost: the first of many.
+    that have tasks of the run, or had some when they were lost: the first of many. `partial` is the sum of how far
+    running tasks say that they are, each from 0.0 to 1.0; a task that is settled counts whole, and no more here.
     """
 
     total: int | None
@@ -64,6 +65,7 @@ class ProgressSnapshot:
     earlier: int = 0
     retried: int = 0
     working: tuple[WorkerView, ...] = ()
+    partial: float = 0.0
 
     @property
     def settled(self) -> int:

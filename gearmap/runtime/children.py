@@ -199,6 +199,10 @@ class Child:
         """What the task that it is at has printed, by the names of the streams; it may still be changing."""
         return self._slate.strips
 
+    def progress_of(self, position: int) -> float | None:
+        """Return how far the task at a position says that it is, or None."""
+        return self._slate.progress.of(position)
+
     def read_outlets(self) -> list[tuple[str, bytes]]:
         """Take what C code and started programs have written since the last time, by the names of the streams."""
         read = [(name, outlet.read()) for name, outlet in self._outlets.items()]

@@ -55,6 +55,7 @@ class Runner:
         self._pipe = pipe
         self._index = slate.index
         self._shelf = slate.shelf
+        self._progress = slate.progress
         self._settings = settings
         self._headers = HeaderMemo()
         self._functions: OrderedDict[tuple[str, str], tuple[Callable[..., Any], World]] = OrderedDict()
@@ -102,7 +103,7 @@ class Runner:
         upkeep.begin(function)
         blocks = header.blocks
         is_timed = header.task_timeout is not None
-        task.begin_job(job.execution_id, job.worker, header, numbers, self._index)
+        task.begin_job(job.execution_id, job.worker, header, numbers, self._index, self._progress)
         is_single = len(blocks) == 1 and blocks[0].size == 1 and blocks[0].kind is BlockKind.CALLS
         if is_single and not is_timed and blocks[0].run:
             _run_single(fn, payloads[1], self._index, committer, upkeep)

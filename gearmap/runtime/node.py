@@ -30,7 +30,7 @@ from gearmap.runtime.cpus import usable_cpus
 from gearmap.runtime.crew import Crew, Worker
 from gearmap.runtime.memory_use import total_bytes
 from gearmap.runtime.nesting import NestingDesk
-from gearmap.runtime.nodeoutput import keep_last_words, take_live, take_written
+from gearmap.runtime.nodeoutput import keep_last_words, take_live, take_progress, take_written
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.privatelanes import PrivateLanes
 from gearmap.runtime.work import JobOpener, Work
@@ -399,8 +399,9 @@ class Node:
         if child is not None and work is not None:
             self._do(ne.OutputSeen(child.number, take_written(child, work)))
             printed = take_live(child, work)
-            if printed:
-                self._send_sign(self._workers[instruction.worker], work, printed)
+            progress = take_progress(child, work)
+            if printed or progress is not None:
+                self._send_sign(self._workers[instruction.worker], work, printed, progress)
 
     def _look_at_memory(self, instruction: ne.LookAtMemory) -> None:
         if self.settings.memory_limit is None:
@@ -449,10 +450,12 @@ class Node:
             position = self._send_sign(worker, work)
             worker.links.send_status(work.job, position or 0, work.header.n_tasks)
 
-    def _send_sign(self, worker: Worker, work: Work, printed: tuple[Printed, ...] = ()) -> int | None:
-        """Say that an execution goes on, and what its task prints; return the task's position."""
-        position = self._position(worker)
-        outcome = Outcome(worker=worker.name, node=self.settings.node_id, beat=position, printed=printed)
+    def _send_sign(
+        self, worker: Worker, work: Work, printed: tuple[Printed, ...] = (), progress: float | None = None
+    ) -> int | None:
+        """Say that an execution goes on, what its task prints and how far it is; return the task's position."""
+        position, node = self._position(worker), self.settings.node_id
+        outcome = Outcome(worker=worker.name, node=node, beat=position, printed=printed, progress=progress)
         worker.links.send_data(work.job, work.sealed(outcome))
         self._touched.add(worker)
         return position

@@ -15,7 +15,7 @@ from gearmap.runtime.children import Child, Ended
 from gearmap.runtime.work import Work
 from gearmap.wire.printed import LIVE, LIVE_HEARD, Printed
 
-__all__ = ["keep_last_words", "take_live", "take_written"]
+__all__ = ["keep_last_words", "take_live", "take_progress", "take_written"]
 
 # What is told of one stream at one look, the newest lines. Raised: more is seen of a task that prints much; lowered: a
 # flood costs everybody less.
@@ -59,6 +59,12 @@ def take_live(child: Child, work: Work) -> tuple[Printed, ...]:
             pieces.append(Printed(position, stream, data, before + begin))
     # What belongs to the next task already must not be told of this one.
     return tuple(pieces) if child.running == position else ()
+
+
+def take_progress(child: Child, work: Work) -> float | None:
+    """Return how far the child's task says that it is, from 0.0 to 1.0, if that is news."""
+    position = child.running
+    return None if position is None else work.take_progress(position, child.progress_of(position))
 
 
 def _whole_lines(data: bytes) -> bytes:

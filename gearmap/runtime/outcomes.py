@@ -170,7 +170,7 @@ class OutcomeReader:
                 self.nodes = (self.nodes or {}) | {prefix.execution_id: outcome.node}
             if outcome.printed:
                 self._take_in(prefix.execution_id, outcome.printed)
-            return ev.Beat(attempt, prefix.execution_id, outcome.worker, outcome.beat), []
+            return ev.Beat(attempt, prefix.execution_id, outcome.worker, outcome.beat, outcome.progress), []
         opened = _event(attempt, prefix.execution_id, decoded)
         if not self._heard and not self._shown:
             return opened

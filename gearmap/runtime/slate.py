@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from typing import Any, NamedTuple
 
-__all__ = ["HEAD_BYTES", "SHELF_BYTES", "SLATE_BYTES", "TAIL_BYTES", "Kept", "Shelf", "Slate", "Strip"]
+__all__ = ["HEAD_BYTES", "SHELF_BYTES", "SLATE_BYTES", "TAIL_BYTES", "Kept", "Progress", "Shelf", "Slate", "Strip"]
 
 # What is kept of one stream of one task. Raised: more of a chatty task is seen; lowered: smaller outcomes, and less
 # memory for each child.
@@ -21,7 +21,9 @@ HEAD_BYTES = 32768
 TAIL_BYTES = 32768
 
 _STRIP_BYTES = HEAD_BYTES + TAIL_BYTES
-_WORDS = 8  # 0: the index; 1 and 2: how much was written to stdout and stderr; 3: how much is on the shelf
+# 0: the index; 1, 2: how much was written to stdout and stderr; 3: how much is on the shelf; 4, 5: how far which task
+# says that it is.
+_WORDS = 8
 _HEADER_BYTES = 8 * _WORDS
 
 # Outcomes of one job that lie here. Raised: fewer of those of a long job wake the node; lowered: less memory for each
@@ -166,6 +168,33 @@ class Shelf:
         self._count[0] = self._taken = 0
 
 
+class Progress:
+    """How far a task says that it is.
+
+    Parameters
+    ----------
+    position, fraction
+        One number each, of 8 bytes.
+    """
+
+    def __init__(self, position: memoryview, fraction: Any) -> None:
+        self._position = position
+        self._fraction = fraction
+
+    def clear(self) -> None:
+        """No task has said anything."""
+        self._position[0] = -1
+
+    def set(self, position: int, fraction: float) -> None:
+        """The task at a position is so far, from 0.0 to 1.0."""
+        self._fraction[0] = fraction
+        self._position[0] = position
+
+    def of(self, position: int) -> float | None:
+        """Return how far the task at a position is, or None if it has not said."""
+        return float(self._fraction[0]) if self._position[0] == position else None
+
+
 class Slate:
     """The whole of it.
 
@@ -182,6 +211,8 @@ class Slate:
         What the task printed, by the names of the streams.
     shelf
         Outcomes that the node need not hear of at once.
+    progress
+        How far it says that it is.
     """
 
     def __init__(self, memory: Any) -> None:
@@ -189,6 +220,7 @@ class Slate:
         words = view[:_HEADER_BYTES].cast("q")
         self.index = words[:1]
         self.shelf = Shelf(words[3:4], view[_SHELF_START:])
+        self.progress = Progress(words[4:5], view[40:48].cast("d"))
         self.strips = {
             name: Strip(words[number : number + 1], view[start : start + _STRIP_BYTES])
             for number, (name, start) in enumerate(

@@ -7,7 +7,9 @@ Rule 1: memory is bounded, however much a task writes: its beginning and its end
 is memory that the node has too (`slate`), so what a task printed survives the process that it ends.
 Rule 2: a task cannot tell it from a text file by anything that people use: `buffer`, `fileno`, `reconfigure` are there,
 and `close` does nothing, because the next task writes to it too.
-Rule 3: in a forked copy of the process nobody collects, so what is written there goes straight to the descriptor.
+Rule 3: a line that is drawn again and again after a carriage return is a progress bar. As on a terminal only its last
+state is seen, and its percentage is how far the task is.
+Rule 4: in a forked copy of the process nobody collects, so what is written there goes straight to the descriptor.
 """
 
 from __future__ import annotations
@@ -15,17 +17,21 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from gearmap.runtime.slate import Kept, Strip
+from gearmap.runtime.task import report_progress
 
 __all__ = ["OUTPUT", "OutputStream"]
 
 # So much of a line that is not complete is held. Raised: less work for those who write in small pieces; lowered: less
 # is lost with the process.
 _HELD_CHARS = 4096
+
+_PERCENTAGE = re.compile(r"(\d{1,3})%\|")  # of a tqdm bar
 
 OUTPUT = "output"
 """The mark that there is something to collect."""
@@ -81,12 +87,24 @@ class OutputStream(io.TextIOBase):
         if not self._is_marked and size:
             self._is_marked = True
             self._marks.append(OUTPUT)
+        if text[:1] == "\r":
+            self._redraw(text)
         # Always to the same list: another thread may be storing it, and takes out only what it has read.
         self._parts.append(text)
         self._held += size
         if "\n" in text or self._held > _HELD_CHARS:
             self._store()
         return size
+
+    def _redraw(self, text: str) -> None:
+        """A line begins again: what stood there of the bar that it was goes."""
+        with self._lock:
+            if self._parts and self._parts[0][:1] == "\r":
+                self._parts.clear()
+        self.flush()
+        percentage = _PERCENTAGE.search(text)
+        if percentage is not None:
+            report_progress(float(percentage[1]), 100.0)
 
     def add(self, data: bytes) -> None:
         """Keep what C code wrote, before what is held of a line."""
@@ -146,8 +164,8 @@ class OutputStream(io.TextIOBase):
         return True
 
     def flush(self) -> None:
-        """Make what was written survive this process; a line that is complete does so by itself."""
-        if self._parts:
+        """Make what was written survive this process; a line that is complete does so by itself, a bar not before."""
+        if self._parts and self._parts[0][:1] != "\r":
             self._store()
 
     def close(self) -> None:

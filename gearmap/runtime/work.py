@@ -49,6 +49,7 @@ class Work:
         "_heard",
         "_heard_before",
         "_job_key",
+        "_progress",
         "_sequence",
         "_session_key",
         "_told",
@@ -84,6 +85,7 @@ class Work:
         self._heard_before: dict[tuple[int, str], int] = {}  # bytes that were sent already
         self._told: dict[str, int] = {}
         self._told_of: int | None = None
+        self._progress: tuple[int, float | None] | None = None
         self._unique = unique
         self._context = context
         self._session_key = session_key
@@ -143,6 +145,11 @@ class Work:
         if self._told_of != position:
             self._told_of, self._told = position, {}
         return self._told
+
+    def take_progress(self, position: int, fraction: float | None) -> float | None:
+        """Return how far a task is, if that has not been told of it yet."""
+        known, self._progress = self._progress, (position, fraction)
+        return None if known == self._progress else fraction
 
     def take_heard(self) -> tuple[Printed, ...]:
         """Return what was heard since the last call."""

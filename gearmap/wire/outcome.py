@@ -137,6 +137,8 @@ class Outcome:
         Id of the node, whose control function can stop the execution; with beats only.
     beat
         The task that is being run, or None if this is no beat. With CHILD_DIED and TIMED_OUT the task that is to blame.
+    progress
+        How far that task says that it is, from 0.0 to 1.0, or None.
     """
 
     done: Ranges = ()
@@ -151,6 +153,7 @@ class Outcome:
     worker: str = ""
     node: str = ""
     beat: int | None = None
+    progress: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,6 +372,8 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
         values["node"] = outcome.node
     if outcome.beat is not None:
         values["beat"] = outcome.beat
+    if outcome.progress is not None:
+        values["progress"] = outcome.progress
     return values
 
 
@@ -388,6 +393,7 @@ def _from_json(values: dict[str, Any]) -> tuple[Outcome, list[bool]]:
         worker=read_str(values, "worker"),
         node=read_str(values, "node"),
         beat=read_int(values, "beat") if "beat" in values else None,
+        progress=min(1.0, read_number(values, "progress")) if "progress" in values else None,
     )
     return outcome, pickled
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from gearmap.runtime import task
+from gearmap.runtime.slate import SLATE_BYTES, Slate
 from gearmap.wire.jobheader import JobHeader, encode_numbers
 
 HEADER = JobHeader(run="run", function_digest="ff", attempt=2, level=1)
@@ -85,3 +86,29 @@ def test_after_the_job_it_ends_at_once() -> None:
     calls: list[str] = []
     task.at_end_of_job(lambda: calls.append("late"))
     assert calls == ["late"]
+
+
+def test_how_far_a_task_is_stands_where_the_node_looks_until_another_one_runs() -> None:
+    slate = Slate(bytearray(SLATE_BYTES))
+    task.begin_job(b"e" * 16, "host/1", HEADER, encode_numbers([(5, 7)]), slate.index, slate.progress)
+    slate.index[0] = 1
+    assert slate.progress.of(1) is None
+    task.report_progress(3, 4)
+    assert slate.progress.of(1) == 0.75
+    task.report_progress(0.5)
+    assert slate.progress.of(1) == 0.5
+    assert slate.progress.of(0) is None
+    for done, total, fraction in ((9, 4, 1.0), (-1, 4, 0.0), (1, 0, 0.0), (float("nan"), 1, 0.0)):
+        task.report_progress(done, total)
+        assert slate.progress.of(1) == fraction
+    task.begin_job(b"f" * 16, "host/1", HEADER, encode_numbers([(5, 7)]), slate.index, slate.progress)
+    assert slate.progress.of(1) is None
+    slate.index[0] = -3
+    task.report_progress(1)
+    assert slate.progress.of(-3) is None
+
+
+def test_outside_of_a_task_progress_is_nobodys() -> None:
+    task.report_progress(1, 2)
+    begin(0)
+    task.report_progress(1, 2)

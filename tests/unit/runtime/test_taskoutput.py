@@ -156,3 +156,21 @@ def test_in_a_forked_copy_it_writes_to_the_descriptor() -> None:
     finally:
         os.close(read)
         os.close(write)
+
+
+def test_a_bar_that_is_drawn_again_and_again_leaves_its_last_state() -> None:
+    out = stream()
+    print("before", file=out)
+    for percent in range(0, 101, 5):
+        out.write(f"\r{percent:3}%|####| {percent}/100")
+        out.flush()
+    out.write("\n")
+    print("after", file=out)
+    assert taken(out) == "before\n\r100%|####| 100/100\nafter\n"
+
+
+def test_what_stood_on_the_line_before_a_bar_stays() -> None:
+    out = stream()
+    out.write("name: ")
+    out.write("\r 5%|")
+    assert taken(out) == "name: \r 5%|"
