@@ -4,14 +4,16 @@ What must not live here: when that happens (`childrun`), and what a task printed
 
 For whom it holds:
 
-* The current folder and `os.environ` are put back before the next task, however short both are: an audit hook tells of
-  their change.
-* `sys.stdin`, `stdout` and `stderr` and the descriptors 0 to 2, signal handlers and the alarm, umask, locale, warning
-  filters, `sys.path` and `sys.argv`, recursion limit, switch interval, tracing and profiling, the garbage collector's
-  switch, the default timeout of sockets and the decimal context are put back before a job of another function, after a
-  task that raised, and after each millisecond of work (of tiny tasks: ten). Within that a short task may see what an
-  earlier one of the same function did, unless the function is known for it: after its first task in a process is looked
-  closely, and if that task changed something, after each further one.
+* What Python's functions change is put back before the next task, however short both are, because they tell of it
+  (`entrypoints`, and an audit hook): the current folder and `os.environ`, signal handlers and the alarm, umask, locale,
+  warning filters, recursion limit, switch interval, tracing and profiling, the garbage collector's switch, the default
+  timeout of sockets, the descriptors 0 to 2.
+* What is changed by assignment is put back before the next job, and so is what changes `sys.path` and `sys.argv`: what
+  `sys.stdin`, `stdout`, `stderr` and `os.environ` are, and whether `sys.stdin` is closed.
+* Those, the decimal context, and what C code has changed of all that was named, are put back before a job of another
+  function, after a task that raised, and after each millisecond of work (of tiny tasks: ten). Within that a short task
+  may see what an earlier one of the same job did (of the last two: the same function), unless the function is known for
+  it: after its first task in a process is looked closely, and if that task changed something, after each further one.
 * Imports may add to `sys.path` and the warning filters on purpose: what changed while modules were imported stays.
 * Random state, resource limits, context variables, threads, and what modules and libraries keep for themselves are
   left alone.
@@ -34,13 +36,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from gearmap.runtime.entrypoints import watch_entry_points
 from gearmap.runtime.slate import Slate
 from gearmap.runtime.taskoutput import OutputStream
 
-__all__ = ["Surroundings"]
+__all__ = ["STATE", "Surroundings"]
+
+STATE = "state"
+"""The mark that a task has changed what only `restore` puts back."""
 
 # The hook is told of these before they happen; the list is in Python's "audit events table".
-_EVENTS = {"os.chdir": "folder", "os.putenv": "environment", "os.unsetenv": "environment"}
+_EVENTS = {
+    "os.chdir": "folder",
+    "os.putenv": "environment",
+    "os.unsetenv": "environment",
+    "sys.settrace": STATE,
+    "sys.setprofile": STATE,
+}
 
 # Above what a process usually has open, so that `os.closerange(3, ...)` and hard-coded numbers miss them.
 _SPARE_FD = 64
@@ -57,7 +69,8 @@ class Surroundings:
     slate
         Keeps what tasks print.
     marks
-        Gets "folder" or "environment" when a task is about to change it. Whoever sees it calls `restore`.
+        Gets "folder", "environment" or "filters" when a task is about to change it, and `STATE` when it changes
+        something else that tells of it. Whoever sees that one calls `restore`, of others `restore_marked`.
 
     Attributes
     ----------
@@ -80,6 +93,7 @@ class Surroundings:
         """Replace the standard streams and begin to watch; once, at the start of the process."""
         sys.stdout, sys.stderr = self.streams
         sys.addaudithook(self._armed.pop)
+        watch_entry_points(lambda: self._ring(STATE), lambda: self._ring("filters"))
         self.snapshot()
 
     def snapshot(self) -> None:
@@ -107,6 +121,8 @@ class Surroundings:
         self.restore_marked()
         was_changed = self._restore_process() or was_changed
         fds_changed, is_whole = self._restore_fds()
+        self._changed.clear()  # by ourselves
+        self._arm()
         return was_changed or fds_changed, is_whole
 
     # ------------------------------------------------------------------------------------------- folder, environment
@@ -120,8 +136,9 @@ class Surroundings:
                 self._armed[event] = _Alarm(self._ring, what)
 
     def _ring(self, what: str) -> None:
-        self._changed.add(what)
-        self._marks.append(what)
+        if what not in self._changed:
+            self._changed.add(what)
+            self._marks.append(what)
 
     def restore_marked(self) -> None:
         """Put back the folder and the environment if they were changed."""
@@ -137,10 +154,23 @@ class Surroundings:
             for name in [name for name in os.environ if name not in self._variables]:
                 del os.environ[name]
             os.environ.update(self._variables)
+        if "filters" in changed:
+            self._restore_importable()
         self._changed.clear()  # by ourselves
         self._arm()
 
     # ---------------------------------------------------------------------------------------------------- interpreter
+
+    def is_reassigned(self) -> bool:
+        """Whether one of those attributes is not what it was that any code may assign to; at about a microsecond."""
+        stdin = self._standard[0]
+        return (
+            _standard_streams() != self._standard
+            or os.environ is not self._environ
+            or (stdin is not None and stdin.closed)
+            or sys.argv != self._argv
+            or sys.path != self._importable[1]
+        )
 
     def _restore_interpreter(self) -> bool:
         was_changed = os.environ is not self._environ
@@ -241,7 +271,7 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (sys.gettrace, sys.settrace),
     (sys.getprofile, sys.setprofile),
     (socket.getdefaulttimeout, socket.setdefaulttimeout),
-    (gc.isenabled, lambda is_enabled: gc.enable() if is_enabled else gc.disable()),
+    (gc.isenabled, lambda is_enabled: (gc.enable if is_enabled else gc.disable)()),
 )
 
 _FIXED = tuple(getattr(signal, name) for name in ("SIGKILL", "SIGSTOP") if hasattr(signal, name))
@@ -255,8 +285,8 @@ def _folder() -> str | None:
 
 
 def _standard_streams() -> tuple[Any, ...]:
-    attributes = vars(sys)  # a task may have deleted one
-    return tuple(attributes.get(name) for name in ("stdin", "stdout", "stderr"))
+    get = vars(sys).get  # a task may have deleted one
+    return get("stdin"), get("stdout"), get("stderr")
 
 
 def _identity(fd: int) -> tuple[int, int] | None:

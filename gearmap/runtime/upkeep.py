@@ -2,8 +2,8 @@
 
 What must not live here: what is put back, and how (`childstate`).
 
-Rule 1: tiny tasks pay for one truth test. Whatever is to be done after a task leaves a mark in one list; only then, and
-after each millisecond of work, anything here is called. What is looked at then costs a dozen microseconds.
+Rule 1: tiny tasks pay for one truth test. Whatever is to be done after a task leaves a mark in one list; only then,
+after each millisecond of work and at a job's end, anything here is called. A close look costs a dozen microseconds.
 Rule 2: what a task left comes after its outcome: that is in the pipe before the process is looked at closely, and a
 process that cannot be mended runs no further task.
 Rule 3: a forked copy of the process never speaks for it. It has no pipe, and where it comes back from a task it ends.
@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Hashable
 from time import perf_counter
 
-from gearmap.runtime.childstate import Surroundings
+from gearmap.runtime.childstate import STATE, Surroundings
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.outlets import ChildOutlets
@@ -122,7 +122,7 @@ class Upkeep:
     def between(self, position: int, committer: Committer) -> bool:
         """Do what the marks ask for after a task; return whether the process is fit for the next."""
         self.collect(position, committer)
-        if _CLOSELY in self.marks:
+        if _CLOSELY in self.marks or STATE in self.marks:
             return self.restore()
         self._surroundings.restore_marked()
         self.marks.clear()
@@ -154,7 +154,7 @@ class Upkeep:
     def end(self) -> None:
         """A job has ended, and its last outcome was written."""
         self._unseen += perf_counter() - self._began
-        if self._unseen >= COMMIT_SECONDS or self.marks:
+        if self._unseen >= COMMIT_SECONDS or self.marks or self._surroundings.is_reassigned():
             self.restore()
             self.marks.clear()
             for stream in self._surroundings.streams:

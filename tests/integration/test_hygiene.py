@@ -249,6 +249,67 @@ def test_among_thousands_of_tiny_tasks_none_sees_the_folder_or_the_environment_o
     assert set(one.map(task, range(10_000), chunksize=5000)) == {(before["folder"], False)}
 
 
+# What is told by the function that changes it.
+TOLD = [
+    leaves_the_folder,
+    sets_a_variable,
+    ignores_sigterm,
+    handles_sigusr1,
+    sets_the_umask,
+    sets_the_locale,
+    turns_warnings_into_errors,
+    sets_the_recursion_limit,
+    traces,
+    stops_collecting,
+    limits_sockets,
+    closes_the_standard_descriptors,
+    puts_a_file_over_standard_output,
+]
+
+
+@pytest.mark.parametrize("change", TOLD)
+def test_among_thousands_of_tiny_tasks_none_sees_what_another_did_by_calling_a_function(one, change):
+    before = call(one, surroundings)
+
+    def task(x):
+        if x == 2555:
+            change()
+        return surroundings() if x == 2556 else None
+
+    assert one.map(task, range(5000), chunksize=5000)[2556] == before
+
+
+@pytest.mark.parametrize("change", [change for change in CHANGES if change is not computes_roughly])
+def test_a_short_call_finds_its_process_as_it_was_before_another_of_the_same_function(one, change):
+    before = call(one, surroundings)
+
+    def task(is_changing):
+        if is_changing:
+            change()
+            return None
+        return surroundings()
+
+    for _ in range(3):
+        assert call(one, task, False) == before
+    call(one, task, True)
+    assert call(one, task, False) == before
+
+
+def test_functions_that_tell_of_their_calls_are_themselves_to_whoever_looks(one):
+    def task():
+        return os.umask, signal.signal, gc.disable, os.umask.__name__, signal.signal.__doc__
+
+    assert call(one, task) == (os.umask, signal.signal, gc.disable, "umask", signal.signal.__doc__)
+
+
+def test_a_wrong_argument_of_a_function_that_tells_is_answered_by_the_function(one):
+    def task():
+        with pytest.raises(TypeError, match="str"):
+            os.close("one")
+
+    assert call(one, task) is None
+
+
 def test_what_an_import_sets_up_stays(one, tmp_path):
     (tmp_path / "sets_up_something.py").write_text(
         "import sys, warnings\nwarnings.simplefilter('error', UserWarning)\n"
