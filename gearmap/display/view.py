@@ -14,7 +14,7 @@ from typing import Any
 
 from gearmap.core.snapshot import FailureRow, ProgressSnapshot
 
-__all__ = ["RunView", "card_rows", "card_state", "no_final_status", "one_line", "summary_html"]
+__all__ = ["RunView", "card_rows", "card_state", "failures_html", "no_final_status", "one_line", "summary_html"]
 
 # Failures with their tracebacks. Raised: more to read in the card; lowered: smaller messages and notebooks.
 SHOWN_FAILURES = 20
@@ -274,11 +274,16 @@ def _legend(shot: ProgressSnapshot | None) -> str:
 def _failures(view: RunView) -> str:
     if not view.failures:
         return ""
-    rows = "".join(map(_failure, view.failures[:SHOWN_FAILURES]))
     total = max(len(view.failures), 0 if view.snapshot is None else view.snapshot.failed)
-    left = total - min(len(view.failures), SHOWN_FAILURES)
-    more = f"<div>and {left:,} more</div>" if left else ""
-    return f"<details><summary>{total:,} failed</summary>{rows}{more}</details>"
+    return failures_html(view.failures, total)
+
+
+def failures_html(failures: Sequence[FailureRow], total: int, *, is_open: bool = False) -> str:
+    """Return the first of `total` failures, to be opened."""
+    rows = "".join(map(_failure, failures[:SHOWN_FAILURES]))
+    left = total - min(len(failures), SHOWN_FAILURES)
+    more = f"<div>and {left:,} more</div>" if left > 0 else ""
+    return f"<details{' open' if is_open else ''}><summary>{total:,} failed</summary>{rows}{more}</details>"
 
 
 def _failure(row: FailureRow) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from gearmap.display import registry
 from gearmap.display.registry import SinkRequest
+from gearmap.notebook.reprs import install_formatters
 from gearmap.notebook.runcard import CardFace, HtmlFace, RunCard
 from gearmap.notebook.ticker import Ticker
 
@@ -19,9 +20,14 @@ __all__ = ["KernelDisplay", "install"]
 
 
 def install() -> None:
-    """Have runs shown in the notebook from now on."""
-    if registry.registered() is None:
-        registry.register(KernelDisplay())
+    """Have runs, and futures that a cell ends with, shown in the notebook from now on."""
+    if registry.registered() is not None:
+        return
+    display = KernelDisplay()
+    registry.register(display)
+    formatters = getattr(_shell(), "display_formatter", None)
+    if display.is_here() and formatters is not None:
+        install_formatters(formatters.formatters["text/html"])
 
 
 class KernelDisplay:
@@ -33,9 +39,7 @@ class KernelDisplay:
 
     def is_here(self) -> bool:
         """Whether this process is a kernel. IPython in a terminal has a shell, too, but no kernel."""
-        ipython = sys.modules.get("IPython")
-        shell = None if ipython is None else ipython.get_ipython()
-        return getattr(shell, "kernel", None) is not None
+        return getattr(_shell(), "kernel", None) is not None
 
     def has_widgets(self) -> bool:
         """Whether what the live card is made of is installed."""
@@ -53,6 +57,11 @@ class KernelDisplay:
         if self._widget_class is None:
             self._widget_class = _card_class()
         return self._widget_class(**traits)
+
+
+def _shell() -> Any:
+    ipython = sys.modules.get("IPython")
+    return None if ipython is None else ipython.get_ipython()
 
 
 def _display() -> Any:

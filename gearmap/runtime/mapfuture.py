@@ -29,7 +29,7 @@ from gearmap.runtime.report import write_report
 from gearmap.wire.outcome import describe_call
 from gearmap.wire.printed import Output
 
-__all__ = ["FailedTask", "Launch", "MapFuture", "Runner"]
+__all__ = ["FailedTask", "FailedTasks", "Launch", "MapFuture", "Runner"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,10 @@ class FailedTask:
         error = self.exception
         lines = str(error).splitlines() or [""]
         return f"<task {self.task_index}: {self.call or 'a call'} raised {type(error).__name__}: {lines[0]}{on}{times}>"
+
+
+class FailedTasks(list[FailedTask]):
+    """The failed tasks of a map; notebooks show them as a table."""
 
 
 class MapFuture(Generic[R]):
@@ -399,7 +403,7 @@ class MapFuture(Generic[R]):
         """Return the tasks that have failed for good, in the order of their positions."""
         with self._condition:
             failed = sorted(self.record.failed.items())
-        return [FailedTask(self.record, each) for _, each in failed]
+        return FailedTasks(FailedTask(self.record, each) for _, each in failed)
 
     def output(self, task: int) -> Output:
         """Return what a settled task printed, as `.stdout` and `.stderr`; of much, the beginning and the end.

@@ -1,0 +1,75 @@
+"""What a kernel without a front end keeps of a run: the truth, in few messages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import nbclient
+import nbformat
+import pytest
+
+pytestmark = pytest.mark.slow
+
+START = """
+import os, time, gearmap
+cluster = gearmap.LocalCluster(2).__enter__()
+def work(number):
+    time.sleep(5e-5)
+    return 1 / (number - 50_000)
+def short(number):
+    time.sleep(0.1)
+"""
+
+
+class Counting(nbclient.NotebookClient):
+    """Counts the messages that each cell sends."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.counts: Counter[int] = Counter()
+
+    def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
+        self.counts[cell_index] += 1
+        return super().process_message(msg, cell, cell_index)
+
+
+def executed(*cells: str) -> Counting:
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(each) for each in cells])
+    client = Counting(made, timeout=60, kernel_name="python3")
+    client.execute()
+    return client
+
+
+def test_a_flood_of_tiny_tasks_is_few_messages_and_ends_with_the_truth() -> None:
+    client = executed(
+        START,
+        "began = time.monotonic()\n"
+        "run = gearmap.map(work, range(100_000), progress=True, return_exceptions=True)\n"
+        "print(time.monotonic() - began)",
+        "gearmap.last().failed()",
+        "gearmap.map(abs, range(10))",
+        "cluster.close()",
+    )
+    outputs = client.nb.cells[1].outputs
+    (summary,) = (each.data for each in outputs if each.output_type == "display_data")
+    (text,) = (each.text for each in outputs if each.output_type == "stream")
+    assert set(summary) == {"text/plain", "text/html"}
+    assert "finished after" in summary["text/plain"]
+    assert "100,000/100,000 · 100%" in summary["text/plain"]
+    assert "ZeroDivisionError" in summary["text/html"]
+    assert client.counts[1] < 15 * float(text) + 25  # those of the cell itself, and of a widget that comes and goes
+    assert "task 50000" in client.nb.cells[2].outputs[0].data["text/html"]
+    assert [each.output_type for each in client.nb.cells[3].outputs] == ["execute_result"]  # too short for a card
+
+
+def test_without_widgets_there_is_html_and_off_is_off() -> None:
+    client = executed(
+        START,
+        "os.environ['GEARMAP_PROGRESS'] = 'html'\ngearmap.map(short, range(20));",
+        "os.environ['GEARMAP_PROGRESS'] = 'off'\ngearmap.map(short, range(20), progress=True);",
+        "cluster.close()",
+    )
+    (summary,) = client.nb.cells[1].outputs
+    assert "20/20 · 100%" in summary.data["text/html"]
+    assert client.nb.cells[2].outputs == []
