@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from integration_support import in_background, wait_until
+from integration_support import in_background, run_script, wait_until
 from programs import KINDS, require_kind
 
 import gearmap
@@ -157,3 +159,34 @@ def test_workers_that_all_go_are_missed_and_a_new_one_goes_on(kind, start_server
 
     assert result() == list(range(60))
     assert "no worker serves queue 'default'" in said[0].text
+
+
+AT_EXIT = """
+    import sys, gearmap
+    executor = gearmap.GearmanExecutor(servers=sys.argv[1], key=sys.argv[2])
+    future = executor.submit(abs, -1)
+    print("the end", flush=True)
+"""
+
+
+def test_a_program_that_ends_before_its_executors_calls_says_what_it_waits_for(kind, start_server, key_file):
+    address = f"127.0.0.1:{start_server(kind).port}"
+    pipe = subprocess.PIPE
+    with run_script(AT_EXIT, address, str(key_file), stdout=pipe, stderr=pipe) as program:
+        guard = threading.Timer(30.0, program.kill)
+        guard.start()
+        try:
+            assert program.stdout.readline() == b"the end\n"
+            began = time.monotonic()
+            text = program.stderr.readline().decode()
+            assert time.monotonic() - began < SAID_WITHIN
+            assert "no worker serves queue 'default'" in text
+            assert f"start one: gearmap worker -s {address}" in text
+            assert program.poll() is None  # as with the standard library's executors, what was submitted is waited for
+            program.send_signal(signal.SIGINT)
+            interrupted = time.monotonic()
+            program.wait(20.0)
+            assert time.monotonic() - interrupted < 5.0
+        finally:
+            guard.cancel()
+            program.kill()
