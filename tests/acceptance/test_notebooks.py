@@ -20,7 +20,7 @@ from programs import missing
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
-# Seconds for a whole notebook. The longest takes 25 on a machine that has nothing else to do.
+# Seconds for a whole notebook. The longest takes 35 on a machine that has other things to do.
 TIMEOUT = 200
 
 # In a process of its own: the libraries of the notebook world warn about each other.

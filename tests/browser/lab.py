@@ -159,6 +159,13 @@ class NotebookPage:
         self.page = page
         self.path = path
         self.panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+        self.frames: list[bytes] = []  # what the kernel has sent, newest last
+        page.on("websocket", self._listen)
+
+    def _listen(self, socket: Any) -> None:
+        socket.on(
+            "framereceived", lambda frame: self.frames.append(frame if isinstance(frame, bytes) else frame.encode())
+        )
 
     def open(self) -> None:
         """Show it, and wait until its kernel can be used."""

@@ -119,3 +119,25 @@ def test_output_stays_with_the_cell_whose_map_it_is(
     assert "second" in notebook.text(2)
     assert "first" not in notebook.text(2) + notebook.text(3)
     assert "[0, 1, 2]" in notebook.text(3)
+
+
+def test_cancel_is_heard_while_the_cell_waits_where_the_kernel_can_hear(
+    kernel: str, cluster: Cluster, open_notebook: Callable[..., NotebookPage]
+) -> None:
+    notebook = open_notebook(
+        cluster.connect + WORK, "gearmap.map(nap, range(500), chunksize=1)", "gearmap.last().cancelled()", kernel=kernel
+    )
+    notebook.run(0)
+    notebook.start(1)
+    cluster.wait_until_busy()
+    notebook.area(1).get_by_role("button", name="Cancel").click()
+
+    if kernel.startswith("ipykernel-6"):  # it has no thread that would hear it
+        notebook.page.get_by_text("Cancelling...").wait_for()
+        assert cluster.jobs()[0] > 0
+        notebook.interrupt()
+    notebook.wait_done(1)
+
+    cluster.wait_until_idle()
+    notebook.run(2)
+    assert notebook.text(2) == "True"
