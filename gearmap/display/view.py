@@ -162,8 +162,9 @@ def _line(shot: ProgressSnapshot | None) -> str:
     elif not shot.total:
         counts = "0/0"
     else:
-        # Rounded down: 100 % means that nothing is left.
-        counts = f"{settled:,}/{shot.total:,} · {100 * settled // shot.total}%"
+        # Rounded down: 100 % means that nothing is left. What tasks that run say of themselves counts up to there.
+        percent = max(100 * settled // shot.total, min(99, int(100 * (settled + shot.partial) / shot.total)))
+        counts = f"{settled:,}/{shot.total:,} · {percent}%"
     parts = [counts, f"{_rate(shot.rate)}/s", f"elapsed {_clock(shot.elapsed)}"]
     if shot.eta is not None and shot.total != shot.settled:
         parts.append(f"ETA {_clock(shot.eta)}")

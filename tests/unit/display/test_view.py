@@ -120,6 +120,14 @@ def test_nearly_all_is_not_all() -> None:
     assert "999,999/1,000,000 · 99%" in one_line(view(snapshot=shot))
 
 
+def test_what_running_tasks_say_of_themselves_moves_the_card_but_never_to_the_end() -> None:
+    shot = replace(SHOT, total=4, done=1, failed=0, running=2, queued=1)
+    assert "1/4 · 25%" in one_line(view(snapshot=shot))
+    assert "1/4 · 37%" in one_line(view(snapshot=replace(shot, partial=0.5)))
+    assert "1/4 · 99%" in one_line(view(snapshot=replace(shot, partial=3.0)))
+    assert "4/4 · 100%" in one_line(view(snapshot=replace(shot, done=4, running=0, queued=0)))
+
+
 ODD = [
     view(snapshot=None),
     view(title="", where=""),
@@ -130,6 +138,7 @@ ODD = [
     view(title=HOSTILE * 50, where=HOSTILE * 50, notice=HOSTILE * 50),
     view(seen=[HOSTILE * 9 + str(n) for n in range(500)]),
     view(snapshot=replace(SHOT, working=tuple(WorkerView("w" * 500 + str(n), 10**15, 1e9) for n in range(100)))),
+    view(snapshot=replace(SHOT, partial=1e12)),
     view(title="имя 名前 🜚" * 30),
 ]
 
