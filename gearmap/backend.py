@@ -70,6 +70,19 @@ _WEB_SERVERS = (
 )
 
 
+class _Pickled:
+    """Functions that were pickled, and how modules are chosen that travel with them."""
+
+    def __init__(self, by_value: Any, by_reference: Any) -> None:
+        self._code = LocalCode(by_value, by_reference)
+        self.functions = FunctionCache(self.accompany)
+
+    def accompany(self, payload: Payload) -> tuple[Payload, Callable[[], bool]]:
+        """Send the user's own modules that something pickled needs along with it."""
+        bundle, is_current = self._code.bundle(bytes(payload[0]))
+        return payload if bundle is None else with_prelude(payload, install, bundle.data), is_current
+
+
 class Backend:
     """Where the runs of one client or executor go; by itself: to job servers that are named, or inline.
 
@@ -91,8 +104,8 @@ class Backend:
         self._secret = secret
         self._lock = threading.RLock()
         self._driver: Driver | None = None
-        self._code = LocalCode()
-        self._cache = FunctionCache(self._with_modules)
+        self._pickled = _Pickled((), ())
+        self._pickled_otherwise: dict[tuple[Any, Any], _Pickled] = {}
         self._closed = False
         self.closing = threading.Event()
         self.exclusive = threading.Lock()  # for what one client does once at a time
@@ -167,24 +180,29 @@ class Backend:
                 raise ClusterBroken(problem)
             return self._driver
 
-    def pickle_function(self, fn: Callable[..., Any]) -> tuple[bytes, Any]:
-        """Return digest and payload of a function.
+    def pickle_function(self, fn: Callable[..., Any], options: RunOptions) -> tuple[bytes, Any]:
+        """Return digest and payload of a function, with the user's own modules that it needs.
 
         Raises
         ------
         SerializationError
             If it does not pickle.
         """
-        found = self._cache.find(fn)
+        cache = self._pickled_for(options).functions
+        found = cache.find(fn)
         if found is None:
             with self._lock:
-                found = self._cache.payload(fn)
+                found = cache.payload(fn)
         return found
 
-    def _with_modules(self, payload: Payload) -> tuple[Payload, Callable[[], bool]]:
-        """Send the user's own modules that something pickled needs along with it."""
-        bundle, is_current = self._code.bundle(bytes(payload[0]))
-        return payload if bundle is None else with_prelude(payload, install, bundle.data), is_current
+    def _pickled_for(self, options: RunOptions) -> _Pickled:
+        if not options.by_value and not options.by_reference:
+            return self._pickled
+        chosen = (options.by_value, options.by_reference)
+        with self._lock:
+            if chosen not in self._pickled_otherwise:
+                self._pickled_otherwise[chosen] = _Pickled(*chosen)
+            return self._pickled_otherwise[chosen]
 
     def run_maker(
         self, driver: Driver, options: RunOptions, feeds: bytes | None, total: int | None, *, tenant: str | None = None
@@ -212,7 +230,11 @@ class Backend:
         if options.initializer is not None:
             owner = tenant or self._id
             tenancy = make_tenancy(
-                owner, options.initializer, options.initargs, self._with_modules, is_sole=tenant is not None
+                owner,
+                options.initializer,
+                options.initargs,
+                self._pickled_for(options).accompany,
+                is_sole=tenant is not None,
             )
         session = self.open_session(options.queue)
         return lambda consumer: self._make_run(driver, consumer, session, options, feeds, total, retried, tenancy)

@@ -251,7 +251,7 @@ class Client(BoundOptions):
             backend.begin_inline(options)
             self._inline_tasks += 1
             return submit_inline(fn, args, kwargs, self._inline_tasks - 1, options)
-        function = backend.pickle_function(fn)
+        function = backend.pickle_function(fn, options)
         call = dump_call(args, kwargs)
         place = backend.place()
         run = self._call_run(options)

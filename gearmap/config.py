@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from gearmap.errors import ConfigurationError
@@ -264,6 +265,11 @@ class RunOptions:
         Its arguments, a tuple or list (kept as a tuple).
     max_tasks_per_child
         Tasks that a child process runs before it is replaced, or None.
+    by_value
+        Modules of pure Python, or their names, whose source travels with functions though they are installed, or large;
+        with all of their submodules that are imported (kept as a tuple of names).
+    by_reference
+        Modules, or their names, of which every worker has its own; with their submodules (kept as a tuple of names).
     """
 
     chunksize: int | None = None
@@ -283,6 +289,8 @@ class RunOptions:
     initializer: Callable[..., object] | None = None
     initargs: Sequence[Any] = field(default=(), hash=False)
     max_tasks_per_child: int | None = None
+    by_value: Sequence[str | ModuleType] = ()
+    by_reference: Sequence[str | ModuleType] = ()
 
     def __post_init__(self) -> None:
         check_whole("chunksize", self.chunksize, least=1, optional=True)
@@ -302,6 +310,10 @@ class RunOptions:
             _check_limit("task_timeout", self.task_timeout)
         _check_seconds("retry_delay", self.retry_delay)
         object.__setattr__(self, "retry_exceptions", exception_classes(self.retry_exceptions))
+        for name in ("by_value", "by_reference"):
+            object.__setattr__(self, name, _module_names(name, getattr(self, name)))
+        for module in set(self.by_value) & set(self.by_reference):
+            raise ConfigurationError(f"module {module!r} is both in by_value and in by_reference")
         for name in ("return_exceptions", "progress"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "progress" and value is None):
@@ -372,6 +384,19 @@ def _check_seconds(name: str, value: object) -> None:
 def _check_limit(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ConfigurationError(f"{name} must be seconds, more than 0, or None for no limit, got {value!r}")
+
+
+def _module_names(option: str, value: object) -> tuple[str, ...]:
+    """Return the names of the modules that an option lists."""
+    if not isinstance(value, tuple | list):
+        raise ConfigurationError(f"{option} must be a list of modules or of their names, got {value!r}")
+    names = [each.__name__ if isinstance(each, ModuleType) else each for each in value]
+    for name in names:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigurationError(f"{option} must be a list of modules or of their names, got {value!r}")
+        if name.partition(".")[0] in ("__main__", "gearmap"):
+            raise ConfigurationError(f"{option} is for modules that may travel; {name!r} is not one, got {value!r}")
+    return tuple(names)
 
 
 def exception_classes(value: object) -> tuple[type[BaseException], ...]:

@@ -225,7 +225,7 @@ class _Work:
             raise TypeError(f"fn must be callable, got {fn!r}")
         if backend.mode is ServerMode.INLINE:
             return self._submit_inline(fn, args, kwargs)
-        function = backend.pickle_function(fn)
+        function = backend.pickle_function(fn, self._options)
         call = dump_call(args, kwargs)
         place = backend.place()
         with self._lock:
@@ -240,7 +240,7 @@ class _Work:
         backend = self.backend
         if backend.mode is ServerMode.INLINE:
             return [self._submit_inline(fn, row, {}) for row in rows]
-        function = backend.pickle_function(fn)
+        function = backend.pickle_function(fn, self._options)
         place = backend.place()
         size = self._options.max_tasks_per_child or len(rows)
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]

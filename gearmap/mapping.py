@@ -106,7 +106,7 @@ def _runner(backend: Backend, future: MapFuture[Any], delay: float, began: tuple
         backend.begin_inline(record.options)
         return InlineMap(record)
     options = record.options
-    function = backend.pickle_function(record.fn)
+    function = backend.pickle_function(record.fn, options)
     driver = backend.ready_driver()
     total = options.total if record.total is None else record.total
     return MapRun(
@@ -139,7 +139,7 @@ def run_imap(
         backend.begin_inline(options)
         return imap_inline(fn, zip(*iterables, strict=False), options)
     source = ArgumentSource(iterables)
-    return _imap_results(backend, fn, backend.pickle_function(fn), source, options, buffersize, ordered)
+    return _imap_results(backend, fn, backend.pickle_function(fn, options), source, options, buffersize, ordered)
 
 
 def _imap_results(

@@ -57,7 +57,7 @@ def _on_import(error: ImportError, worker: str) -> str:
     if isinstance(error, ModuleNotFoundError):
         return (
             f"(on {_python(worker)}: install {name or 'it'} there, for that Python; only modules of "
-            "your own travel with a function, if it or a module of it imports them by name)"
+            f"your own travel with a function, others with gearmap.options(by_value=[{name!r}]))"
         )
     return f"(on {_python(worker)}: {name or 'the module'} may be another version there than here)"
 

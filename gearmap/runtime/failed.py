@@ -59,7 +59,7 @@ class Failed:
         cause = self.cause
         call = traceback = ""
         if isinstance(cause, TaskFailure):
-            error, message, call, traceback = cause.type_name, cause.message, cause.call, cause.traceback
+            error, message, call, traceback = cause.type_name, cause.message, cause.call, cause.readable_traceback()
         elif isinstance(cause, GivenUp):
             error, message = cause.type_name, cause.reason
         else:

@@ -83,7 +83,7 @@ class LocalCode:
     Parameters
     ----------
     by_value
-        Modules that are taken for local whatever they are, with all submodules that are loaded.
+        Modules that are taken for local whatever they are, with all submodules that are loaded; they may be large.
     by_reference
         Modules that are not, with their submodules.
     """
@@ -110,7 +110,7 @@ class LocalCode:
             return n_modules == len(sys.modules) and all(_state_of(name, state) is not None for name, state in seen)
 
         modules = tuple(found[name] for name in sorted(found))
-        if not modules or sum(len(module.source) for module in modules) > MAX_SOURCE_BYTES:
+        if not modules or (not self._by_value and sum(len(module.source) for module in modules) > MAX_SOURCE_BYTES):
             return None, is_current
         bundle = self._bundles.get(modules)
         if bundle is None:
@@ -142,8 +142,9 @@ class LocalCode:
                 yield name
 
     def _forced(self) -> Iterator[str]:
+        yield from self._by_value
         for name in list(sys.modules) if self._by_value else ():
-            if any(name == forced or name.startswith(f"{forced}.") for forced in self._by_value):
+            if any(_is_in(name, forced) for forced in self._by_value):
                 yield name
 
     # ------------------------------------------------------------------------------------------------- what they are

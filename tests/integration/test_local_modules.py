@@ -195,3 +195,22 @@ def test_an_initializer_may_be_of_a_local_module(run):
         """
     )
     assert said == {"first": ["begun"]}
+
+
+def test_modules_that_are_to_go_by_reference_are_asked_for_with_advice(run):
+    said = run(
+        """
+        apart = client.options(by_reference=[shapes])
+        try:
+            said["result"] = apart.submit(shapes.double, 2).result()
+        except Exception as error:
+            said["error"] = type(error).__name__
+            said["text"] = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        """
+    )
+    if "result" in said:  # a local cluster imports from where the caller does
+        assert said == {"result": 4}
+    else:
+        assert said["error"] == "SerializationError"
+        assert "No module named 'shapes'" in said["text"]
+        assert "gearmap.options(by_value=['shapes'])" in said["text"]

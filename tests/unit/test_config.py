@@ -266,6 +266,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("initargs", None, "a tuple or list of arguments"),
     ("max_tasks_per_child", 0, "at least 1"),
     ("max_tasks_per_child", 1.5, "must be an int"),
+    ("by_value", "helper", "a list of modules or of their names"),
+    ("by_value", [3], "a list of modules or of their names"),
+    ("by_reference", ["no module"], "a list of modules or of their names"),
+    ("by_value", ["gearmap.wire"], "is not one"),
+    ("by_reference", ["__main__"], "is not one"),
     ("return_exceptions", 1, "True or False"),
     ("return_exceptions", None, "True or False"),
     ("progress", 1, "True or False"),
@@ -370,3 +375,15 @@ def test_any_text_is_a_queue_or_refused(text: str) -> None:
     else:
         with pytest.raises(ConfigurationError):
             check_queue(text)
+
+
+def test_modules_are_chosen_as_themselves_or_by_name() -> None:
+    options = RunOptions(by_value=[math, "a.b"], by_reference=("c",))
+    assert options == RunOptions(by_value=("math", "a.b"), by_reference=["c"])
+    assert options.by_value == ("math", "a.b")
+    assert hash(options) == hash(RunOptions(by_value=("math", "a.b"), by_reference=("c",)))
+
+
+def test_a_module_goes_one_way_only() -> None:
+    with pytest.raises(ConfigurationError, match="'a' is both"):
+        RunOptions(by_value=["a"], by_reference=["a"])

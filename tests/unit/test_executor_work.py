@@ -35,7 +35,7 @@ class FakeBackend:
         self.runs: list[FakeRun] = []
         self.meanwhile: Callable[[], object] = lambda: None
 
-    def pickle_function(self, fn: Any) -> tuple[bytes, bytes]:
+    def pickle_function(self, fn: Any, options: RunOptions) -> tuple[bytes, bytes]:
         return b"digest", b"function"
 
     def place(self) -> None: ...

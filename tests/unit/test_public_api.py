@@ -30,7 +30,15 @@ LAZY: dict[str, str] = gearmap._HOME
 PUBLIC = sorted({*gearmap.__all__, *LAZY})
 
 # Not keywords of `map`: they come through `gearmap.options(...)` only.
-OPTION_ONLY = {"retry_delay", "max_worker_losses", "initializer", "initargs", "max_tasks_per_child"}
+OPTION_ONLY = {
+    "retry_delay",
+    "max_worker_losses",
+    "initializer",
+    "initargs",
+    "max_tasks_per_child",
+    "by_value",
+    "by_reference",
+}
 
 MAPS = ("map", "starmap", "map_async", "imap", "imap_unordered")
 

@@ -151,3 +151,19 @@ def test_what_the_main_module_has_imported_travels_for_the_sake_of_arguments(fol
     folder.write("own_shapes.py", "class Square: pass\n")
     monkeypatch.setattr(sys.modules["__main__"], "Square", load("own_shapes").Square, raising=False)
     assert set(sent(in_a_cell("def fn(x):\n    return x"))) == {"own_shapes"}
+
+
+def test_modules_that_are_chosen_by_value_travel_wherever_they_are(folder, monkeypatch):
+    folder.write("lib/site-packages/own_installed/__init__.py", "def fn(): pass\n")
+    folder.write("lib/site-packages/own_installed/plugin.py", "#" * MAX_SOURCE_BYTES)
+    monkeypatch.syspath_prepend(str(folder.path / "lib/site-packages"))
+    load("own_installed.plugin")
+    fn = load("own_installed").fn
+    assert set(sent(fn, LocalCode(by_value=["own_installed"]))) == {"own_installed", "own_installed.plugin"}
+
+
+def test_modules_that_are_chosen_by_reference_stay(folder):
+    folder.write("own_a.py", "import own_b.deep\ndef fn(): pass\n")
+    folder.write("own_b/__init__.py", "")
+    folder.write("own_b/deep.py", "")
+    assert set(sent(load("own_a").fn, LocalCode(by_reference=["own_b"]))) == {"own_a"}
