@@ -96,6 +96,8 @@ class LocalCode:
         self._tops: dict[str, tuple[Any, bool]] = {}
         self._bundles: dict[tuple[LocalModule, ...], Bundle] = {}
         self._roots: tuple[str, ...] = ()
+        self._installed: dict[str, bool] = {}
+        self._beside: list[tuple[str, frozenset[str]]] = []
 
     def bundle(self, stream: bytes) -> tuple[Bundle | None, Callable[[], bool]]:
         """Return what a pickle needs beside itself, or None; and a call that tells whether that is still the answer.
@@ -103,6 +105,7 @@ class LocalCode:
         What `__main__` has imported goes along as well: arguments may be of its classes.
         """
         n_modules = len(sys.modules)
+        self._beside = [(folder, self._names_in(folder)) for folder in self._search_path()]
         found = self._closure({*self._named(stream), *self._imported_by_main(), *self._forced()})
         seen = [(name, self._modules[name][0]) for name in found]
 
@@ -196,7 +199,7 @@ class LocalCode:
         elif name in sys.stdlib_module_names:
             return None
         else:
-            folders = [folder for folder in self._search_path() if tail in self._names_in(folder)]
+            folders = [folder for folder, names in self._beside if tail in names]
         for folder in folders:
             for path in (os.path.join(folder, tail, "__init__.py"), os.path.join(folder, f"{tail}.py")):
                 state = _file_state(path)
@@ -212,8 +215,7 @@ class LocalCode:
         return None
 
     def _search_path(self) -> list[str]:
-        folders = (entry or os.curdir for entry in sys.path)
-        return [os.path.abspath(folder) for folder in folders if not self._is_installed(folder)]
+        return [folder for folder in map(os.path.abspath, sys.path) if not self._is_installed(folder)]
 
     def _names_in(self, folder: str) -> frozenset[str]:
         """What may be modules in a folder."""
@@ -251,10 +253,13 @@ class LocalCode:
         return known[1]
 
     def _is_installed(self, path: str) -> bool:
-        if not self._roots:
-            self._roots = tuple(_roots())
-        real = os.path.realpath(path) + os.sep
-        return _INSTALLED.search(path) is not None or real.startswith(self._roots)
+        known = self._installed.get(path)
+        if known is None:
+            if not self._roots:
+                self._roots = tuple(_roots())
+            real = os.path.realpath(path) + os.sep
+            known = self._installed[path] = _INSTALLED.search(path) is not None or real.startswith(self._roots)
+        return known
 
 
 def _roots() -> Iterator[str]:
