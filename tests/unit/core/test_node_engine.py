@@ -738,6 +738,9 @@ class NodeMachine(RuleBasedStateMachine):
                 assert not (last and child in self.ready), "a child that must not be used again"
 
     def make_all_ready(self) -> None:
+        if not self.starting:
+            self.now += 0.5  # longer than any wait between two tries to start one
+            self.send(Tick())
         while self.starting:
             child = self.starting.pop()
             self.start_failed = False
