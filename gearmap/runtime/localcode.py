@@ -18,6 +18,7 @@ import os
 import re
 import site
 import sys
+import time
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,11 @@ __all__ = ["Bundle", "LocalCode", "LocalModule"]
 
 # Raised: larger packages of one's own travel with each job; lowered: more of them must be installed on workers.
 MAX_SOURCE_BYTES = 2**20
+
+# Files that nobody has loaded here are looked at for each call that comes after a pause, and so often while calls come
+# in a row (seconds). Raised: less work at each submit; lowered: what an editor saves meanwhile counts sooner.
+PAUSE_SECONDS = 0.005
+LOOK_SECONDS = 0.25
 
 # Raised: functions of many different sets of modules are packed once; lowered: less memory.
 _KEPT_BUNDLES = 32
@@ -95,6 +101,7 @@ class LocalCode:
         self._folders: dict[str, tuple[int, frozenset[str]]] = {}
         self._tops: dict[str, tuple[Any, bool]] = {}
         self._bundles: dict[tuple[LocalModule, ...], Bundle] = {}
+        self._recent: dict[frozenset[str], tuple[Bundle | None, Callable[[], bool]]] = {}
         self._roots: tuple[str, ...] = ()
         self._installed: dict[str, bool] = {}
         self._beside: list[tuple[str, frozenset[str]]] = []
@@ -104,24 +111,32 @@ class LocalCode:
 
         What `__main__` has imported goes along as well: arguments may be of its classes.
         """
-        n_modules = len(sys.modules)
+        names = frozenset((*self._named(stream), *self._imported_by_main(), *self._forced()))
+        known = self._recent.get(names)
+        if known is not None and known[1]():
+            return known
         self._beside = [(folder, self._names_in(folder)) for folder in self._search_path()]
-        found = self._closure({*self._named(stream), *self._imported_by_main(), *self._forced()})
-        seen = [(name, self._modules[name][0]) for name in found]
+        n_modules = len(sys.modules)
+        found = self._closure(set(names))
+        folders = [(folder, self._folders[folder][0]) for folder, _ in self._beside if folder in self._folders]
+        watch = _Watch(n_modules, [(name, self._modules[name][0]) for name in found], folders)
+        self._recent[names] = answer = self._bundle(found), watch.is_current
+        if len(self._recent) > _KEPT_BUNDLES:
+            del self._recent[next(iter(self._recent))]
+        return answer
 
-        def is_current() -> bool:
-            return n_modules == len(sys.modules) and all(_state_of(name, state) is not None for name, state in seen)
-
+    def _bundle(self, found: dict[str, LocalModule]) -> Bundle | None:
+        """The modules in one, or None if there are none, or they are too large to send them unasked."""
         modules = tuple(found[name] for name in sorted(found))
         if not modules or (not self._by_value and sum(len(module.source) for module in modules) > MAX_SOURCE_BYTES):
-            return None, is_current
+            return None
         bundle = self._bundles.get(modules)
         if bundle is None:
             data = pack({module.name: (module.path, module.source) for module in modules})
             bundle = self._bundles[modules] = Bundle(modules, data)
             if len(self._bundles) > _KEPT_BUNDLES:
                 del self._bundles[next(iter(self._bundles))]
-        return bundle, is_current
+        return bundle
 
     # ------------------------------------------------------------------------------------------- which names to look at
 
@@ -220,7 +235,7 @@ class LocalCode:
     def _names_in(self, folder: str) -> frozenset[str]:
         """What may be modules in a folder."""
         try:
-            changed = os.stat(folder).st_mtime_ns
+            changed = _changed_at(folder)
             known = self._folders.get(folder)
             if known is None or known[0] != changed:
                 names = (entry.removesuffix(".py") for entry in os.listdir(folder))
@@ -283,6 +298,10 @@ def _parents(name: str) -> set[str]:
     return {".".join(parts[:stop]) for stop in range(1, len(parts))}
 
 
+def _changed_at(folder: str) -> int:
+    return os.stat(folder).st_mtime_ns
+
+
 def _file_state(path: str) -> tuple[str, int, int] | None:
     try:
         status = os.stat(path)
@@ -291,12 +310,49 @@ def _file_state(path: str) -> tuple[str, int, int] | None:
     return path, status.st_mtime_ns, status.st_size
 
 
-def _state_of(name: str, state: Any) -> Any:
-    """`state`, if it is still that of a module; else None."""
-    loaded = sys.modules.get(name)
-    if loaded is not None:
-        return state if getattr(loaded, "__spec__", None) is state else None
-    return state if type(state) is tuple and _file_state(state[0]) == state else None
+class _Watch:
+    """Tells whether modules are what they were.
+
+    Parameters
+    ----------
+    n_modules
+        How many were loaded.
+    seen
+        Their names, each with the spec of the loaded module, or the state of the file of one that is not.
+    folders
+        Where others may appear, each with the time of its last change.
+    """
+
+    def __init__(self, n_modules: int, seen: list[tuple[str, Any]], folders: list[tuple[str, int]]) -> None:
+        self._n_modules = n_modules
+        self._folders = folders
+        self._specs = [(name, state) for name, state in seen if type(state) is not tuple]
+        self._files = [state for _, state in seen if type(state) is tuple]
+        self._last_look = self._last_call = time.monotonic()
+        self._is_over = False
+
+    def is_current(self) -> bool:
+        """Whether they are. Asked at every submit, so it must not give the interpreter lock away."""
+        modules = sys.modules
+        if self._is_over or self._n_modules != len(modules):
+            return False
+        for name, spec in self._specs:
+            if getattr(modules.get(name), "__spec__", None) is not spec:
+                return False
+        now = time.monotonic()
+        pause, self._last_call = now - self._last_call, now
+        if pause >= PAUSE_SECONDS or now - self._last_look >= LOOK_SECONDS:
+            self._last_look = now
+            self._is_over = self._has_changed()
+        return not self._is_over
+
+    def _has_changed(self) -> bool:
+        if any(_file_state(state[0]) != state for state in self._files):
+            return True
+        try:
+            return any(_changed_at(folder) != changed for folder, changed in self._folders)
+        except OSError:  # one has gone
+            return True
 
 
 def _read(name: str, spec: importlib.machinery.ModuleSpec) -> LocalModule | None:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from gearmap.runtime import localcode
 from gearmap.runtime.localcode import MAX_SOURCE_BYTES, LocalCode
 from gearmap.wire.serializer import dump_function
 
@@ -114,7 +115,8 @@ def test_an_edit_travels_after_a_reload(folder):
     assert sent(module.fn, code) == {"own_edited": "def fn(): return 22\n"}
 
 
-def test_an_answer_is_current_until_a_module_is_reloaded_or_a_file_changes(folder):
+def test_an_answer_is_current_until_a_module_is_reloaded_or_a_file_changes(folder, monkeypatch):
+    monkeypatch.setattr(localcode, "PAUSE_SECONDS", 0.0)
     folder.write("own_main.py", "def fn():\n    import own_lazy\n")
     folder.write("own_lazy.py", "x = 1\n")
     code = LocalCode()
@@ -127,6 +129,29 @@ def test_an_answer_is_current_until_a_module_is_reloaded_or_a_file_changes(folde
     assert "x = 22\n" in [module.source for module in bundle.modules]
     importlib.reload(sys.modules["own_main"])
     assert not is_current()
+
+
+def test_a_file_that_appears_where_modules_are_looked_for_ends_an_answer(folder, monkeypatch):
+    monkeypatch.setattr(localcode, "PAUSE_SECONDS", 0.0)
+    folder.write("own_main.py", "def fn():\n    import own_later\n")
+    code = LocalCode()
+    stream = bytes(dump_function(load("own_main").fn)[0])
+    _, is_current = code.bundle(stream)
+    assert is_current()
+    folder.write("own_later.py", "x = 1\n")
+    assert not is_current()
+    bundle, _ = code.bundle(stream)
+    assert "own_later" in [module.name for module in bundle.modules]
+
+
+def test_calls_in_a_row_do_not_look_at_files(folder, monkeypatch):
+    monkeypatch.setattr(localcode, "PAUSE_SECONDS", 60.0)
+    monkeypatch.setattr(localcode, "LOOK_SECONDS", 60.0)
+    folder.write("own_main.py", "def fn():\n    import own_lazy\n")
+    folder.write("own_lazy.py", "x = 1\n")
+    _, is_current = LocalCode().bundle(bytes(dump_function(load("own_main").fn)[0]))
+    monkeypatch.setattr(localcode.os, "stat", None)
+    assert is_current()
 
 
 def test_equal_modules_make_equal_bytes(folder):
