@@ -63,7 +63,9 @@ def test_an_iterable_is_read_at_the_call_and_in_the_calling_thread(cluster):
     assert run.result() == list(range(300))
 
 
-@pytest.mark.parametrize("endless", [itertools.count(), itertools.cycle("ab"), itertools.repeat(7)], ids=repr)
+@pytest.mark.parametrize(
+    "endless", [itertools.count(), itertools.cycle("ab"), itertools.repeat(7)], ids=["count", "cycle", "repeat"]
+)
 def test_what_is_known_to_have_no_end_is_refused_alone_and_cut_beside_others(cluster, endless):
     with pytest.raises(gearmap.ConfigurationError, match=r"reads its iterables to their end, and .* has none; .*imap"):
         cluster.map_async(str, endless)
