@@ -36,6 +36,9 @@ _DEADLINE = 20.0
 # `multiprocessing` keeps its sockets in such folders; a process that is killed cannot remove its own.
 _KILLED = "pymp-"
 
+# Memory that this process has shared with children of its own: `multiprocessing` keeps it for the next.
+_OF_HEAP = f"/dev/shm/pym-{os.getpid()}-"
+
 # The thread that tqdm has once for all progress bars.
 _OF_TQDM = "tqdm_monitor"
 
@@ -92,7 +95,7 @@ class Belongings:
         threads = [_name_of(ident) for ident in current.threads - self.threads]
         of_callbacks = threads.count(_OF_CALLBACKS) <= len(self.clients)
         more += [f"thread {name}" for name in threads if not (of_callbacks and name == _OF_CALLBACKS)]
-        files = list((current.files - self.files).elements())
+        files = [name for name in (current.files - self.files).elements() if not name.startswith(_OF_HEAP)]
         sockets = [target for target in files if target.startswith("socket:")]
         kept = len(sockets) <= current.connections - self.connections
         return more + [f"file {target}" for target in files if not (kept and target in sockets)]

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 import gearmap
 
@@ -13,11 +14,10 @@ import gearmap
 @pytest.fixture
 def shell(tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    shell = InteractiveShell()
+    shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))  # it would keep a thread and files
     shell.run_line_magic("load_ext", "gearmap")
     yield shell
     shell.run_line_magic("unload_ext", "gearmap")
-    shell.history_manager.end_session()
     InteractiveShell.clear_instance()
 
 

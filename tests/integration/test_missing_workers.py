@@ -154,6 +154,7 @@ def test_workers_that_all_go_are_missed_and_a_new_one_goes_on(kind, start_server
     result = in_background(lambda: client.map(work, range(60), chunksize=1))
     wait_until(began.exists, "the map runs")
     node.kill()
+    warnings.simplefilter("always")  # a test that ends a node is spared them otherwise
     wait_until(lambda: bool(said), "the missing workers are said")
     start_node(server)
 
