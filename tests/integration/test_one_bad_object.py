@@ -70,9 +70,12 @@ def test_a_command_that_raises_ends_the_run_that_it_is_for(cluster, flag, monkey
 
 @pytest.mark.parametrize("when", ["waiting", "running"])
 def test_a_future_that_a_user_ends_is_left_alone_and_everything_else_goes_on(cluster, flag, when):
-    running = [cluster.submit(hold, flag, number) for number in range(2)]
+    def hold_here(x):  # nothing is known of its duration, so no two calls of it travel together
+        return hold(flag, x)
+
+    running = [cluster.submit(hold_here, number) for number in range(2)]
     wait_until(lambda: all(future.running() for future in running), "two calls run")
-    waiting = [cluster.submit(hold, flag, number) for number in range(2, 60)]
+    waiting = [cluster.submit(hold_here, number) for number in range(2, 60)]
     mapped = cluster.map_async(hold, [flag] * 4, range(4))
     theirs = running if when == "running" else waiting[-2:]
     theirs[0].set_result("theirs")
