@@ -106,7 +106,7 @@ class LocalProcesses:
         self._owner = os.getpid()
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self.workers = self.workers or usable_cpus()
-        # The node imports while the job server starts; it is told the address when there is one.
+        # The node gets ready while the job server starts; it is told the address when there is one.
         pending: PendingServer = launch(self.server, workers_wake_one=True)
         try:
             node = self._start_node(self.workers)
@@ -185,7 +185,7 @@ class LocalProcesses:
 
     def _start_node(self, workers: int) -> _NodeProcess:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gearmap.runtime.node_main", "0"],
+            [sys.executable, "-m", "gearmap.runtime.node_main", "0", str(self.workers)],
             stdin=subprocess.PIPE,
             env=_node_environment(os.environ),
             # Python looks for modules in the folder where it is started: a random.py there must not end the node.

@@ -6,7 +6,6 @@ Nothing here opens a file or a socket; the environment and the config file's tex
 
 from __future__ import annotations
 
-import configparser
 import math
 import os
 import re
@@ -186,6 +185,10 @@ def _choice(words: Sequence[str], origin: str) -> ServerChoice:
 
 
 def _config_value(config_text: str, name: str) -> str:
+    if not config_text:
+        return ""
+    import configparser  # most people have no such file
+
     parser = configparser.ConfigParser(interpolation=None)  # a % in a path is a %
     try:
         parser.read_string(config_text)

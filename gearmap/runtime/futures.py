@@ -15,7 +15,6 @@ A future that a user has ended, by methods that are not for users, is left as it
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import logging
 import threading
@@ -362,6 +361,8 @@ class Future(concurrent.futures.Future[T]):
         return self._wait_in_loop().__await__()
 
     async def _wait_in_loop(self) -> T:
+        import asyncio  # who awaits has it; it would be a tenth of the start of everybody else
+
         wrapped = asyncio.wrap_future(self)
         while not wrapped.done():
             await asyncio.wait({wrapped}, timeout=AWAIT_HEARTBEAT)

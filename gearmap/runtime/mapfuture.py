@@ -8,7 +8,6 @@ Rule 2: waiting changes nothing. Only `cancel` and `resume` do; and who stops aw
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import contextvars
 import logging
@@ -291,6 +290,8 @@ class MapFuture(Generic[R]):
     async def _wait_in_loop(self) -> list[R]:
         ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.add_done_callback(lambda _: ended.set_result(None))
+        import asyncio  # as in `Future`
+
         wrapped = asyncio.wrap_future(ended)
         try:
             while not wrapped.done():

@@ -1,10 +1,11 @@
-"""The main module of a node's process, started as `python -m gearmap.runtime.node_main`.
+"""The main module of a node's process: `python -m gearmap.runtime.node_main FD [WORKERS]`.
 
 Law of the file: tiny, and nothing of gearmap is imported at its top. Every child imports it again as its own main
 module; what stands here at the top costs each of them that much.
 
 The configuration comes as one line of JSON on a file descriptor, so that no key is ever in a command line. With
-`"lifeline": true` the same descriptor stays open, and its end is the end of the node.
+`"lifeline": true` the same descriptor stays open, and its end is the end of the node. Who has more to do before it can
+tell the configuration says how many workers this machine will have: then the node gets ready in the meantime.
 """
 
 from __future__ import annotations
@@ -14,20 +15,10 @@ import sys
 
 def main() -> int:
     """Run a node until it is told to end; return the exit status."""
-    import json
     import os
 
     fd = int(sys.argv[1])
-    line = b""
-    while not line.endswith(b"\n"):
-        got = os.read(fd, 65536)
-        if not got:
-            break
-        line += got
-    config = json.loads(line)
-    lifeline = None
-    if config["lifeline"]:
-        lifeline = os.dup(fd)
+    source = os.dup(fd)  # of this process alone
     if fd != 0:
         os.close(fd)
     # Children inherit standard input: they must find nothing there.
@@ -35,9 +26,21 @@ def main() -> int:
     os.dup2(null, 0)
     os.close(null)
 
+    if len(sys.argv) > 2:
+        from gearmap.runtime.noderun import get_ready
+
+        get_ready(int(sys.argv[2]))
+
+    line = b""
+    while not line.endswith(b"\n"):
+        got = os.read(source, 65536)
+        if not got:
+            return 0  # whoever started it has changed their mind, or has ended
+        line += got
+
     from gearmap.runtime.noderun import run_node
 
-    return run_node(config, lifeline)
+    return run_node(line, source)
 
 
 if __name__ == "__main__":

@@ -75,9 +75,9 @@ def encode_node_config(
     return json.dumps(config).encode() + b"\n"
 
 
-def run_node(config: dict[str, Any], lifeline: int | None) -> int:
-    """Run a node; return the exit status."""
-    os.environ.update(blas_defaults(config.get("workers_here") or config["workers"]))
+def get_ready(workers: int) -> None:
+    """Do what needs no configuration but the number of workers on this machine; cheap if it was done before."""
+    os.environ.update(blas_defaults(workers))
     # The process that starts children starts while this one still imports: that is a tenth of a second of each.
     from gearmap.runtime.children import child_context
 
@@ -86,6 +86,17 @@ def run_node(config: dict[str, Any], lifeline: int | None) -> int:
         from multiprocessing import forkserver
 
         forkserver.ensure_running()
+
+    import gearmap.runtime.node  # noqa: F401  # most of what is to be imported
+
+
+def run_node(line: bytes, source: int) -> int:
+    """Run a node as a line of configuration says, which came from the descriptor `source`; return the exit status."""
+    config = json.loads(line)
+    lifeline = source if config["lifeline"] else None
+    if lifeline is None:
+        os.close(source)
+    get_ready(config.get("workers_here") or config["workers"])
 
     from gearmap.config import Patience
     from gearmap.runtime.node import Node

@@ -310,6 +310,10 @@ def test_importing_the_client_loads_no_frontend() -> None:
     assert loaded_after("import gearmap.client, gearmap.api", names=frontends) == []
 
 
+def test_importing_the_client_loads_nothing_that_only_some_need() -> None:
+    assert loaded_after("import gearmap.client, gearmap.api", names=("asyncio", "configparser")) == []
+
+
 def test_a_node_needs_no_frontend_and_no_client() -> None:
     names = ("IPython", "ipywidgets", "anywidget", "tqdm", "rich", "gearmap.client", "gearmap.api", "gearmap.display")
     assert loaded_after("import gearmap.runtime.noderun, gearmap.runtime.node", names=names) == []
