@@ -80,7 +80,7 @@ def test_a_killed_clients_queued_jobs_vanish_at_once_though_a_forked_process_liv
     flag = tmp_path / "forked"
     code = """
     client = gearmap.Client(sys.argv[1])
-    futures = [client.submit((pathlib.Path(sys.argv[2]).parent / f"ran-{n}").touch) for n in range(3)]
+    futures = [client.submit((pathlib.Path(sys.argv[2]).parent / f"ran-{n}").touch) for n in range(2)]  # as many as are sent to nobody
     while not all(future.running() for future in futures):
         time.sleep(0.01)
     pid = os.fork()
@@ -97,7 +97,7 @@ def test_a_killed_clients_queued_jobs_vanish_at_once_though_a_forked_process_liv
         wait_until(lambda: flag.exists() and bool(flag.read_text()), "the client has forked")
         forked = psutil.Process(int(flag.read_text()))
         lane = lane_of(key_file)
-        wait_until(lambda: queued(server, lane) >= 3, "the jobs are queued")
+        wait_until(lambda: queued(server, lane) >= 2, "the jobs are queued")
 
         client.send_signal(signal.SIGKILL)
         client.wait()

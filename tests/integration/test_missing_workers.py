@@ -34,7 +34,7 @@ def _has_server(kind):
 
 @dataclass
 class Said:
-    after: float
+    at: float
     text: str
     filename: str
 
@@ -43,10 +43,9 @@ class Said:
 def said(monkeypatch):
     """Every warning, and when it came."""
     found: list[Said] = []
-    began = time.monotonic()
 
     def show(message, category, filename, *rest, **more):
-        found.append(Said(time.monotonic() - began, str(message), filename))
+        found.append(Said(time.monotonic(), str(message), filename))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -55,17 +54,18 @@ def said(monkeypatch):
 
 
 def map_that_waits(client, capsys, timeout=3.5):
-    """Run a map that finds nobody; return what its bar has shown."""
+    """Run a map that finds nobody; return when it began and what its bar has shown."""
     began = time.monotonic()
     with pytest.raises(gearmap.RunTimeout, match=f"0 of 1 tasks done after timeout={timeout:g} s"):
         client.map(abs, [-1], timeout=timeout, progress=True)
     assert timeout <= time.monotonic() - began < timeout + 3
-    return capsys.readouterr().err
+    return began, capsys.readouterr().err
 
 
-def check(said, shown, server, *facts):
+def check(said, waited, server, *facts):
     (only,) = said
-    assert only.after < SAID_WITHIN
+    began, shown = waited
+    assert only.at - began < SAID_WITHIN
     assert only.filename == __file__  # it points at the caller
     for fact in facts:
         assert fact in only.text
@@ -78,9 +78,9 @@ def test_no_worker_at_all_and_one_that_comes_late(kind, start_server, start_node
     start_node(server, queue="other")
     client = connect(server)
 
-    shown = map_that_waits(client, capsys)
+    waited = map_that_waits(client, capsys)
 
-    check(said, shown, server, f"for Python {HERE} with your key", "2 serve 'other'")
+    check(said, waited, server, f"for Python {HERE} with your key", "2 serve 'other'")
     future = client.submit(abs, -1)
     start_node(server)
     assert future.result(30) == 1
@@ -103,9 +103,9 @@ def test_only_workers_of_another_python(kind, start_server, start_node, connect,
     server = start_server(kind)
     start_node(server, workers=3, interpreter=interpreter, python=OTHER)
 
-    shown = map_that_waits(connect(server), capsys)
+    waited = map_that_waits(connect(server), capsys)
 
-    check(said, shown, server, f"for Python {HERE}", f"3 serve it with Python {OTHER[0]}.{OTHER[1]}")
+    check(said, waited, server, f"for Python {HERE}", f"3 serve it with Python {OTHER[0]}.{OTHER[1]}")
 
 
 def test_only_workers_with_another_key(kind, start_server, start_node, connect, said, capsys, tmp_path):
@@ -113,9 +113,9 @@ def test_only_workers_with_another_key(kind, start_server, start_node, connect, 
     make_key(tmp_path / "another")
     start_node(server, key=tmp_path / "another")
 
-    shown = map_that_waits(connect(server), capsys)
+    waited = map_that_waits(connect(server), capsys)
 
-    check(said, shown, server, "with your key", "2 have another key")
+    check(said, waited, server, "with your key", "2 have another key")
 
 
 def test_workers_on_two_servers_are_counted_once_and_both_stand_in_the_command(
