@@ -79,8 +79,8 @@ def test_a_killed_clients_queued_jobs_vanish_at_once_though_a_forked_process_liv
     server = start_server(kind)
     flag = tmp_path / "forked"
     code = """
-    client = gearmap.Client(sys.argv[1])
-    futures = [client.submit((pathlib.Path(sys.argv[2]).parent / f"ran-{n}").touch) for n in range(2)]  # as many as are sent to nobody
+    client = gearmap.Client(sys.argv[1])  # it sends two calls at most to nobody
+    futures = [client.submit((pathlib.Path(sys.argv[2]).parent / f"ran-{n}").touch) for n in range(2)]
     while not all(future.running() for future in futures):
         time.sleep(0.01)
     pid = os.fork()
