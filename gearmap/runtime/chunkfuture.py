@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gearmap.runtime.futures import Future, FutureOwner, PendingFailure, ResultBatch
+from gearmap.runtime.retelling import Retelling
 
 __all__ = ["ChunkFuture"]
 
@@ -74,11 +75,21 @@ class ChunkFuture(Future[Any]):
             at = first + size
             whole = batch.values()
             values = whole[offset : offset + size]
+            if batch.outputs:
+                self._retell(first, size, batch, offset)
             whole[offset : offset + size] = [None] * size
             values.reverse()
             while values:
                 yield values.pop()  # nothing here keeps a result that the caller has let go
         self._check(at, self.size)
+
+    def _retell(self, first: int, size: int, batch: ResultBatch, offset: int) -> None:
+        """Say again what tasks warned of."""
+        retelling = Retelling()
+        for at in sorted(batch.outputs):
+            if offset <= at < offset + size:
+                retelling.take(self.task_index + first + at - offset, batch.outputs[at].notes)
+        retelling.end()
 
     def _check(self, start: int, stop: int) -> None:
         """Raise the exception of the first of these tasks, if there are any: they have no results."""

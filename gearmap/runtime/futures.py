@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 
 from gearmap.errors import SerializationError
 from gearmap.runtime.givenup import GivenUp
+from gearmap.runtime.retelling import retell
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
 from gearmap.wire.printed import NO_OUTPUT, Output
 from gearmap.wire.serializer import loads
@@ -301,6 +302,8 @@ class Future(concurrent.futures.Future[T]):
             If the task was cancelled.
         Exception
             The task's own exception; `WorkerLost` and other errors of gearmap.
+        Warning
+            What the task warned of, once, if that is an error here; the next call returns the result.
         """
         error: BaseException
         try:
@@ -331,6 +334,8 @@ class Future(concurrent.futures.Future[T]):
             self._output = batch.outputs.get(self._offset, NO_OUTPUT)
         self._result = result
         values[self._offset] = None
+        if batch.outputs and self._output.notes:
+            retell(self.task_index, self._output.notes)  # last: it may raise, and the next call gives the result
         return result
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -345,8 +350,8 @@ class Future(concurrent.futures.Future[T]):
         value: Any = super().result(timeout) if error is None else None
         if isinstance(value, ResultBatch):
             try:
-                value.values()
-            except SerializationError as unreadable:
+                self._take(value)
+            except (SerializationError, Warning) as unreadable:
                 return unreadable
         return error
 
@@ -402,6 +407,8 @@ class Future(concurrent.futures.Future[T]):
                     pending.rebuilt = rebuild_exception(failure, notes=pending.notes)
                 else:
                     pending.rebuilt = failure.error()
+                if failure.output.notes:
+                    retell(self.task_index, failure.output.notes, is_raising=False)
             return pending.rebuilt
 
 

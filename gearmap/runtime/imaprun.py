@@ -22,7 +22,7 @@ from gearmap.runtime.arguments import ArgumentSource, pickle_block
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.port import WAIT_STEP, Mail, RunPort
-from gearmap.runtime.printing import print_again, print_failed, print_live
+from gearmap.runtime.printing import Echo
 from gearmap.runtime.run import Run
 
 __all__ = ["ImapRun"]
@@ -31,8 +31,8 @@ __all__ = ["ImapRun"]
 # gave is on its way sooner.
 PATIENCE = 0.01
 
-_Piece = tuple[ResultBatch, int] | Failed
-"""A batch and where in it the results begin; or the one task that has none."""
+_Piece = tuple[int, ResultBatch, int] | Failed
+"""The first task, a batch and where in it the results begin; or the one task that has none."""
 
 
 class ImapRun:
@@ -63,6 +63,7 @@ class ImapRun:
         self._source = source
         self._options = options
         self._sink = sink
+        self._echo = Echo(sink)
         self._on_notice = on_notice
         self._buffer = Buffer(buffersize=buffersize, chunksize=options.chunksize, max_workers=options.max_workers)
         self._arrived: InOrder[_Piece] | AsTheyCome[_Piece] = InOrder() if ordered else AsTheyCome()
@@ -108,6 +109,7 @@ class ImapRun:
             last = self._end or self._last
             if last is not None:
                 self._sink.finish(last, note)
+            self._echo.end(is_raising=not note)
 
     def _next(self) -> list[Any] | None:
         """Return the next results, or None at the end."""
@@ -140,7 +142,7 @@ class ImapRun:
         for first, size, batch, offset, _ in mail.results:
             self._buffer.arrived(size, batch.size_bytes)
             self._done += size
-            self._arrived.add(first, size, (batch, offset))
+            self._arrived.add(first, size, (first, batch, offset))
         for failed in mail.failed:
             self._arrived.add(failed.task, 1, failed)
             self._sink.failed(failed.row())
@@ -154,7 +156,7 @@ class ImapRun:
             self._last = mail.snapshot
             self._workers = mail.snapshot.workers
             self._sink.update(mail.snapshot)
-        print_live(self._sink, mail.printed)
+        self._echo.live(mail.printed)
 
     def _feed(self) -> bool:
         """Take the next block from the iterable, if there is room for it; return whether anything was done."""
@@ -194,7 +196,7 @@ class ImapRun:
 
     def _values(self, size: int, piece: _Piece) -> list[Any]:
         if isinstance(piece, Failed):
-            print_failed(piece)
+            self._echo.failed(piece)
             error = piece.error(total=self._source.total)
             if self._options.return_exceptions:
                 return [error]
@@ -202,9 +204,9 @@ class ImapRun:
                 raise error
             finally:
                 del error  # a traceback that holds this frame must not hold the exception
-        batch, offset = piece
+        first, batch, offset = piece
         if batch.outputs:
-            print_again(batch, offset, size)
+            self._echo.results(first, batch, offset, size)
         try:
             values = batch.values()
         except SerializationError as unreadable:

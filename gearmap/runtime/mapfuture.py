@@ -77,7 +77,7 @@ class FailedTask:
         self.attempts = failed.attempts
         self.worker = failed.worker
         self.duration = failed.seconds
-        self.stdout, self.stderr = failed.output
+        self.stdout, self.stderr, _ = failed.output
 
     @property
     def exception(self) -> BaseException:

@@ -18,7 +18,7 @@ from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.port import WAIT_STEP, Mail, RunPort
-from gearmap.runtime.printing import print_again, print_failed, print_live, show_output
+from gearmap.runtime.printing import Echo
 from gearmap.runtime.report import RunNotes
 from gearmap.runtime.run import Run
 
@@ -54,6 +54,7 @@ class MapRun:
         self._make_run = make_run
         self._record = record
         self._sink = sink
+        self._echo = Echo(sink)
         self._on_notice = on_notice
         self._arrived: deque[tuple[int, int, ResultBatch, int, str]] = deque()
         self._error: GearmapError | None = None
@@ -108,6 +109,7 @@ class MapRun:
                 self._record.keep()
             # Failures among the results are no bad end: they are counted.
             self._sink.finish(self._notes.last or self._nothing_yet(), "" if outcome == "done" else note)
+            self._echo.end(is_raising=outcome == "done")  # last: the books are kept
 
     def _nothing_yet(self) -> ProgressSnapshot:
         """Return the state of a run that has ended before anything was heard of it."""
@@ -168,10 +170,9 @@ class MapRun:
             notes.elapsed = time.monotonic() - self._began
             if mail.end is None:
                 self._sink.update(snapshot)
-        print_live(self._sink, mail.printed)
+        self._echo.live(mail.printed)
         for failed in mail.failed:
-            show_output(self._sink, failed.task, failed.output)
-            print_failed(failed)  # last: a stream that raises, or Ctrl-C while it is slow, must not cost the books
+            self._echo.failed(failed)  # last: a stream that raises, or Ctrl-C while it is slow, must not cost the books
 
     def _feed(self, size: int) -> None:
         """Pickle the next block and hand it to the driver."""
@@ -189,8 +190,7 @@ class MapRun:
             for at, output in batch.outputs.items():
                 if offset <= at < offset + size:
                     self._record.printed(first + at - offset, output)
-                    show_output(self._sink, first + at - offset, output)
-            print_again(batch, offset, size)
+            self._echo.results(first, batch, offset, size)
         try:
             values = batch.values()
         except SerializationError as unreadable:

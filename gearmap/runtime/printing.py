@@ -1,4 +1,4 @@
-"""What the tasks of a map printed is printed again, in the thread that takes their results.
+"""What the tasks of a map printed and warned of is said again, in the thread that takes their results.
 
 Law of the file: called only where something was printed, so that results cost nothing more.
 """
@@ -11,41 +11,51 @@ from collections.abc import Iterable
 from gearmap.core.snapshot import ProgressSink
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
+from gearmap.runtime.retelling import Retelling
 from gearmap.wire.printed import Output
 
-__all__ = ["print_again", "print_failed", "print_live", "show_output"]
+__all__ = ["Echo"]
 
 
-def print_again(batch: ResultBatch, offset: int, size: int) -> None:
-    """Print what the tasks of `size` results from `offset` on printed, in their order."""
-    for at in sorted(batch.outputs):
-        if offset <= at < offset + size:
-            _print(batch.outputs[at])
+class Echo:
+    """Says again what the tasks of one map said, and tells its display.
 
+    Parameters
+    ----------
+    sink
+        The display.
+    """
 
-def show_output(sink: ProgressSink, task: int, output: Output) -> None:
-    """Tell a display what one task printed and was not shown yet."""
-    for stream, text in zip(Output._fields, output.unseen, strict=True):
-        if text:
-            sink.printed(task, stream, text)
+    def __init__(self, sink: ProgressSink) -> None:
+        self._sink = sink
+        self._retelling = Retelling()
 
+    def results(self, first: int, batch: ResultBatch, offset: int, size: int) -> None:
+        """Print what `size` tasks from `first` on printed, in their order; their results are in a batch."""
+        for at in sorted(batch.outputs):
+            if offset <= at < offset + size:
+                self._say(first + at - offset, batch.outputs[at].unseen)
 
-def print_live(sink: ProgressSink, printed: Iterable[tuple[int, str, str]]) -> None:
-    """Print what tasks that run have written, and tell a display: task, stream and text of each."""
-    for task, name, text in printed:
-        sink.printed(task, name, text)
-        _print(Output(**{name: text}))
+    def live(self, printed: Iterable[tuple[int, str, str]]) -> None:
+        """Print what tasks that run have written: task, stream and text of each."""
+        for task, stream, text in printed:
+            self._say(task, Output(**{stream: text}), is_live=True)
 
+    def failed(self, failed: Failed) -> None:
+        """Print what a task printed before it failed."""
+        self._say(failed.task, failed.output.unseen)
 
-def print_failed(failed: Failed) -> None:
-    """Print what a task printed before it failed."""
-    _print(failed.output)
+    def end(self, *, is_raising: bool) -> None:
+        """Warn of what tasks warned of; `is_raising` tells whether a filter may make that an error."""
+        self._retelling.end(is_raising=is_raising)
 
-
-def _print(output: Output) -> None:
-    """Print what was not shown yet, to the streams of this process; one that is closed or absent takes nothing."""
-    unseen = output.unseen
-    for stream, text in ((sys.stdout, unseen.stdout), (sys.stderr, unseen.stderr)):
-        if text and stream is not None and not stream.closed:
-            stream.write(text)
-            stream.flush()
+    def _say(self, task: int, output: Output, *, is_live: bool = False) -> None:
+        """Say what was not shown yet; a stream that is closed or absent takes nothing."""
+        told = self._retelling.take(task, output.notes, is_live=is_live) if output.notes else ""
+        for stream, text in (("stdout", output.stdout), ("stderr", output.stderr + told)):
+            if text:
+                self._sink.printed(task, stream, text)
+        for file, text in ((sys.stdout, output.stdout), (sys.stderr, output.stderr)):
+            if text and file is not None and not file.closed:
+                file.write(text)
+                file.flush()

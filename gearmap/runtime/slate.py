@@ -22,7 +22,7 @@ TAIL_BYTES = 32768
 
 _STRIP_BYTES = HEAD_BYTES + TAIL_BYTES
 # 0: the index; 1, 2: how much was written to stdout and stderr; 3: how much is on the shelf; 4, 5: how far which task
-# says that it is.
+# says that it is; 6: how much there is of its notes.
 _WORDS = 8
 _HEADER_BYTES = 8 * _WORDS
 
@@ -30,8 +30,11 @@ _HEADER_BYTES = 8 * _WORDS
 # child. A small one takes two hundred bytes, and they come each millisecond at most.
 SHELF_BYTES = 65536
 
-_SHELF_START = _HEADER_BYTES + 2 * _STRIP_BYTES
+_SHELF_START = _HEADER_BYTES + 3 * _STRIP_BYTES
 SLATE_BYTES = _SHELF_START + SHELF_BYTES
+
+_STRIPS = {"stdout": 1, "stderr": 2, "notes": 6}
+"""Streams, in the order of their places, and the words that tell how much was written to them."""
 
 _SIZE = struct.Struct("<I")
 
@@ -208,7 +211,7 @@ class Slate:
     index
         One number, whose meanings stand in `child`.
     strips
-        What the task printed, by the names of the streams.
+        What the task printed, and its notes, by the names of the streams.
     shelf
         Outcomes that the node need not hear of at once.
     progress
@@ -223,7 +226,7 @@ class Slate:
         self.progress = Progress(words[4:5], view[40:48].cast("d"))
         self.strips = {
             name: Strip(words[number : number + 1], view[start : start + _STRIP_BYTES])
-            for number, (name, start) in enumerate(
-                (("stdout", _HEADER_BYTES), ("stderr", _HEADER_BYTES + _STRIP_BYTES)), 1
+            for start, (name, number) in zip(
+                range(_HEADER_BYTES, _SHELF_START, _STRIP_BYTES), _STRIPS.items(), strict=True
             )
         }

@@ -34,6 +34,7 @@ __all__ = [
     "running_execution",
     "running_header",
     "running_inline",
+    "running_worker",
     "start_clock",
     "timed",
 ]
@@ -202,6 +203,12 @@ def running_execution() -> bytes | None:
     """Return the id of the execution that this process runs, or None."""
     job = _job
     return None if job is None else job.execution_id
+
+
+def running_worker() -> str:
+    """Return the name of the worker whose job this process runs, or ""."""
+    job = _job
+    return "" if job is None else job.worker
 
 
 def running_header() -> JobHeader | None:

@@ -24,6 +24,7 @@ from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.outlets import ChildOutlets
 from gearmap.runtime.slate import Slate
+from gearmap.runtime.tasknotes import TaskNotes
 from gearmap.runtime.taskoutput import OUTPUT
 from gearmap.wire.outcome import Printed
 
@@ -58,6 +59,7 @@ class Upkeep:
         self._shelf = slate.shelf
         self._outlets = outlets
         self.has_output = outlets.is_written
+        self._notes = TaskNotes(slate.strips[TaskNotes.stream], self.marks)
         self._surroundings = Surroundings(slate, self.marks)
         self._new: set[Hashable] = set()  # functions of which no task was looked at
         self._untidy: set[Hashable] = set()  # functions of which one had left something
@@ -70,6 +72,7 @@ class Upkeep:
         for stream in self._surroundings.streams:
             stream.before = self._take_written
         self._surroundings.take_over()
+        self._notes.listen()
         watch_forks(self)
 
     # ----------------------------------------------------------------------------------------------- before the tasks
@@ -107,7 +110,7 @@ class Upkeep:
     # -------------------------------------------------------------------------------------------------- after a task
 
     def collect(self, position: int, committer: Committer, error: BaseException | None = None) -> None:
-        """Hand what a task printed to the committer. In a forked copy, which fell out of the task: end it."""
+        """Hand what a task said to the committer. In a forked copy, which fell out of the task: end it."""
         marks = self.marks
         if _FORKED in marks:
             _leave(error)
@@ -117,6 +120,8 @@ class Upkeep:
             marks[:] = [mark for mark in marks if mark != OUTPUT]
             streams = self._surroundings.streams
             texts = [Printed(position, stream.stream, *stream.take()) for stream in streams]
+            if self._notes.has_some:
+                texts.append(Printed(position, self._notes.stream, *self._notes.take()))
             committer.printed([each for each in texts if each.data])
 
     def between(self, position: int, committer: Committer) -> bool:
@@ -159,6 +164,7 @@ class Upkeep:
             self.marks.clear()
             for stream in self._surroundings.streams:
                 stream.take()  # what threads wrote since
+            self._notes.take()
             self._to_log()
 
     def _take_written(self) -> None:
@@ -179,6 +185,7 @@ class Upkeep:
         self._pipe.close()
         self._shelf.close()
         self._surroundings.forked()
+        self._notes.go_direct()
         self.marks.append(_FORKED)
 
 

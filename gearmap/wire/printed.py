@@ -70,10 +70,11 @@ class Printed(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What one task printed."""
+    """What one task printed, and what it warned of, as lines of `wire.notes`."""
 
     stdout: str = ""
     stderr: str = ""
+    notes: str = ""
 
     @property
     def unseen(self) -> Output:

@@ -43,6 +43,7 @@ def test_streams_and_index_are_apart() -> None:
     assert {name: set(strip.read().data) for name, strip in other.strips.items()} == {
         "stdout": set(b"stdout"),
         "stderr": set(b"stderr"),
+        "notes": set(b"notes"),
     }
 
 
