@@ -19,6 +19,7 @@ from gearmap.overview.values import ClusterStatus
 from gearmap.runtime import child
 from gearmap.runtime.futures import Future
 from gearmap.runtime.mapfuture import MapFuture
+from gearmap.runtime.userframes import own_frames_hidden
 
 __all__ = [
     "connect",
@@ -153,7 +154,7 @@ def map(
     Raises
     ------
     Exception
-        The first failing task's own exception; its `__cause__` is the remote traceback.
+        The first failing task's own exception; its notes are the task and the remote traceback.
     TaskTimeout
         If a task ran longer than `task_timeout`.
     WorkerLost
@@ -185,7 +186,8 @@ def map(
         "priority": priority,
         "queue": queue,
     }
-    return current_client().map(fn, *iterables, **chosen)
+    with own_frames_hidden:
+        return current_client().map(fn, *iterables, **chosen)
 
 
 def starmap(
@@ -228,7 +230,8 @@ def starmap(
         "priority": priority,
         "queue": queue,
     }
-    return current_client().starmap(fn, rows, **chosen)
+    with own_frames_hidden:
+        return current_client().starmap(fn, rows, **chosen)
 
 
 def map_async(
@@ -280,7 +283,8 @@ def map_async(
         "priority": priority,
         "queue": queue,
     }
-    return current_client().map_async(fn, *iterables, **chosen)
+    with own_frames_hidden:
+        return current_client().map_async(fn, *iterables, **chosen)
 
 
 def last() -> MapFuture[Any] | None:
@@ -373,7 +377,8 @@ def imap(
         "priority": priority,
         "queue": queue,
     }
-    return current_client().imap(fn, *iterables, buffersize=buffersize, **chosen)
+    with own_frames_hidden:
+        return current_client().imap(fn, *iterables, buffersize=buffersize, **chosen)
 
 
 def imap_unordered(
@@ -418,7 +423,8 @@ def imap_unordered(
         "priority": priority,
         "queue": queue,
     }
-    return current_client().imap_unordered(fn, *iterables, buffersize=buffersize, **chosen)
+    with own_frames_hidden:
+        return current_client().imap_unordered(fn, *iterables, buffersize=buffersize, **chosen)
 
 
 def submit(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -470,7 +476,8 @@ def on_every_worker(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) ->
     ...     gearmap.on_every_worker(divmod, 7, 2)
     {'inline': (3, 1)}
     """
-    return current_client().on_every_worker(fn, *args, **kwargs)
+    with own_frames_hidden:
+        return current_client().on_every_worker(fn, *args, **kwargs)
 
 
 def on_every_node(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, R | BaseException]:
@@ -482,7 +489,8 @@ def on_every_node(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> d
     ...     gearmap.on_every_node(abs, -3)
     {'inline': 3}
     """
-    return current_client().on_every_node(fn, *args, **kwargs)
+    with own_frames_hidden:
+        return current_client().on_every_node(fn, *args, **kwargs)
 
 
 def status() -> ClusterStatus:
@@ -497,7 +505,8 @@ def status() -> ClusterStatus:
     ...     print(gearmap.status())
     in this process
     """
-    return current_client().status()
+    with own_frames_hidden:
+        return current_client().status()
 
 
 def options(**changes: Any) -> BoundOptions:

@@ -31,6 +31,7 @@ from gearmap.runtime.futures import Future
 from gearmap.runtime.inline import submit_inline
 from gearmap.runtime.mapfuture import MapFuture
 from gearmap.runtime.memory_use import memory_limit_bytes
+from gearmap.runtime.userframes import own_frames_hidden
 from gearmap.waiting import wait_for_workers
 from gearmap.wire.serializer import dump_call
 
@@ -58,20 +59,28 @@ class BoundOptions:
 
     def map(self, fn: Callable[..., R], /, *iterables: Iterable[Any], **options: Any) -> list[R]:
         """Run `fn` over the zipped iterables; see `gearmap.map`."""
-        chosen = self._defaults.with_changes(options)
-        _check_call("map", fn, iterables)
-        results: list[R] = run_map(self._client._backend, fn, iterables, chosen, rows=False)
+        with own_frames_hidden:
+            chosen = self._defaults.with_changes(options)
+            _check_call("map", fn, iterables)
+            results: list[R] = run_map(self._client._backend, fn, iterables, chosen, rows=False)
         return results
 
     def starmap(self, fn: Callable[..., R], rows: Iterable[Iterable[Any]], /, **options: Any) -> list[R]:
         """Run `fn(*row)` for each row; see `gearmap.starmap`."""
-        chosen = self._defaults.with_changes(options)
-        _check_call("starmap", fn, (rows,))
-        results: list[R] = run_map(self._client._backend, fn, (rows,), chosen, rows=True)
+        with own_frames_hidden:
+            chosen = self._defaults.with_changes(options)
+            _check_call("starmap", fn, (rows,))
+            results: list[R] = run_map(self._client._backend, fn, (rows,), chosen, rows=True)
         return results
 
     def map_async(self, fn: Callable[..., R], /, *iterables: Iterable[Any], **options: Any) -> MapFuture[R]:
         """Begin to run `fn` over the zipped iterables; see `gearmap.map_async`."""
+        with own_frames_hidden:
+            return self._begin(fn, iterables, options)
+
+    def _begin(
+        self, fn: Callable[..., R], iterables: tuple[Iterable[Any], ...], options: dict[str, Any]
+    ) -> MapFuture[R]:
         chosen = self._defaults.with_changes(options)
         _check_call("map_async", fn, iterables)
         if all(map(is_endless, iterables)):
@@ -85,13 +94,15 @@ class BoundOptions:
         self, fn: Callable[..., R], /, *iterables: Iterable[Any], buffersize: int | None = None, **options: Any
     ) -> Iterator[R]:
         """Run `fn` over the zipped iterables, lazily; see `gearmap.imap`."""
-        return self._imap("imap", fn, iterables, buffersize, options)
+        with own_frames_hidden:
+            return self._imap("imap", fn, iterables, buffersize, options)
 
     def imap_unordered(
         self, fn: Callable[..., R], /, *iterables: Iterable[Any], buffersize: int | None = None, **options: Any
     ) -> Iterator[R]:
         """Run `fn` over the zipped iterables, results as they come; see `gearmap.imap_unordered`."""
-        return self._imap("imap_unordered", fn, iterables, buffersize, options)
+        with own_frames_hidden:
+            return self._imap("imap_unordered", fn, iterables, buffersize, options)
 
     def _imap(
         self,
@@ -109,13 +120,15 @@ class BoundOptions:
 
     def on_every_worker(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, R | BaseException]:
         """Call `fn` once on every worker; see `gearmap.on_every_worker`."""
-        _check_callable(fn)
-        return run_everywhere(self._client._backend, self._defaults, fn, args, kwargs, one_of_each_node=False)
+        with own_frames_hidden:
+            _check_callable(fn)
+            return run_everywhere(self._client._backend, self._defaults, fn, args, kwargs, one_of_each_node=False)
 
     def on_every_node(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> dict[str, R | BaseException]:
         """Call `fn` once on every node; see `gearmap.on_every_node`."""
-        _check_callable(fn)
-        return run_everywhere(self._client._backend, self._defaults, fn, args, kwargs, one_of_each_node=True)
+        with own_frames_hidden:
+            _check_callable(fn)
+            return run_everywhere(self._client._backend, self._defaults, fn, args, kwargs, one_of_each_node=True)
 
     def executor(self, max_workers: int | None = None, **options: Any) -> GearmanExecutor:
         """Return an executor on this client; see `GearmanExecutor`. Closing the client ends it."""

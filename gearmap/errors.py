@@ -21,7 +21,7 @@ Whose fault it is decides the branch::
       x ClockSkew                                client and worker clocks disagree by more than the expiry allows
       x ClusterBroken (BrokenExecutor)           the cluster cannot run anything any more
 
-    RemoteTraceback                              never raised: the __cause__ of a task's own exception
+    RemoteTraceback                              never raised: the __cause__ of a task's own exception without notes
 
 A task's own exception is never wrapped: it is raised as itself.
 """
@@ -163,7 +163,10 @@ class ClusterBroken(GearmapError, BrokenExecutor):
 
 
 class RemoteTraceback(Exception):
-    """Text of a traceback from a worker; the `__cause__` of the task's own exception, never raised."""
+    """Text of a traceback from a worker, never raised: the `__cause__` of an exception whose notes are not shown.
+
+    That is: on Python 3.10, in an IPython before 8.14, and of classes that refuse attributes.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -29,6 +29,7 @@ from gearmap.runtime.mapfuture import MapFuture, Runner
 from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.maprun import MapRun
 from gearmap.runtime.port import RunPort
+from gearmap.runtime.userframes import own_frames_hidden
 
 __all__ = ["run_imap", "run_map", "start_map"]
 
@@ -167,7 +168,8 @@ def _imap_results(
         sink=_sink(backend, options, fn, total, delay=SHOW_AFTER),
         on_notice=_warn,
     )
-    yield from run.results()
+    with own_frames_hidden:
+        yield from run.results()
 
 
 def _sink(

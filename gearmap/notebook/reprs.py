@@ -11,7 +11,6 @@ from typing import Any
 
 from gearmap.core.snapshot import FailureRow, ProgressSnapshot
 from gearmap.display.view import SHOWN_FAILURES, RunView, failures_html, summary_html
-from gearmap.errors import RemoteTraceback
 from gearmap.runtime.futures import Future
 from gearmap.runtime.mapfuture import FailedTask, FailedTasks, MapFuture
 
@@ -94,7 +93,6 @@ def failed_html(failed: FailedTasks) -> str:
 
 def _row(failed: FailedTask) -> FailureRow:
     error = failed.exception
-    cause = error.__cause__
     return FailureRow(
         task=failed.task_index,
         call=failed.call,
@@ -102,5 +100,5 @@ def _row(failed: FailedTask) -> FailureRow:
         message=str(error),
         worker=failed.worker,
         attempts=failed.attempts,
-        traceback=str(cause) if isinstance(cause, RemoteTraceback) else "",
+        traceback=failed.traceback,
     )

@@ -26,6 +26,7 @@ from typing import Any, Protocol, TypeVar
 from gearmap.errors import SerializationError
 from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.retelling import retell
+from gearmap.runtime.userframes import own_frames_hidden, raised_anew
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
 from gearmap.wire.printed import NO_OUTPUT, Output
 from gearmap.wire.serializer import loads
@@ -315,11 +316,12 @@ class Future(concurrent.futures.Future[T]):
         else:
             result: T = self._take(value) if type(value) is ResultBatch else value
             return result
-        try:
-            raise error
-        finally:
-            # A traceback that holds this frame must not hold the future, which holds the exception.
-            del self, error
+        with own_frames_hidden:
+            try:
+                raise raised_anew(error)
+            finally:
+                # A traceback that holds this frame must not hold the future, which holds the exception.
+                del self, error
 
     def _take(self, batch: ResultBatch) -> Any:
         """Take the result out of its batch, so that it lives no longer than this future."""
@@ -369,9 +371,10 @@ class Future(concurrent.futures.Future[T]):
         import asyncio  # who awaits has it; it would be a tenth of the start of everybody else
 
         wrapped = asyncio.wrap_future(self)
-        while not wrapped.done():
-            await asyncio.wait({wrapped}, timeout=AWAIT_HEARTBEAT)
-        return wrapped.result()
+        with own_frames_hidden:
+            while not wrapped.done():
+                await asyncio.wait({wrapped}, timeout=AWAIT_HEARTBEAT)
+            return wrapped.result()
 
     def let_run(self) -> bool:
         """Make it run if it waits; return whether it runs. False: it was cancelled, or a user has ended it."""

@@ -25,6 +25,7 @@ from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import AWAIT_HEARTBEAT, Future
 from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.report import write_report
+from gearmap.runtime.userframes import own_frames_hidden, raised_anew
 from gearmap.wire.outcome import describe_call
 from gearmap.wire.printed import Output
 
@@ -85,6 +86,11 @@ class FailedTask:
         if self._exception is None:
             self._exception = self._failed.error(total=self._record.total)
         return self._exception
+
+    @property
+    def traceback(self) -> str:
+        """Where the task failed, as Python prints it, with the lines of cells; empty if it has raised nothing."""
+        return self._failed.row().traceback
 
     @property
     def call(self) -> str:
@@ -224,16 +230,17 @@ class MapFuture(Generic[R]):
         Exception
             What `map` would raise.
         """
-        self._wait(timeout)
-        error = self._problem()
-        if error is None:
-            assert self._results is not None
-            return self._results
-        try:
-            raise error
-        finally:
-            # A traceback that holds this frame must not hold the future, which holds the exception.
-            del self, error
+        with own_frames_hidden:
+            self._wait(timeout)
+            error = self._problem()
+            if error is None:
+                assert self._results is not None
+                return self._results
+            try:
+                raise raised_anew(error)
+            finally:
+                # A traceback that holds this frame must not hold the future, which holds the exception.
+                del self, error
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise, or None, after waiting at most `timeout` seconds.
@@ -293,14 +300,15 @@ class MapFuture(Generic[R]):
         import asyncio  # as in `Future`
 
         wrapped = asyncio.wrap_future(ended)
-        try:
-            while not wrapped.done():
-                # The loop wakes now and then, so that an interrupt is not held back until the result comes.
-                await asyncio.wait({wrapped}, timeout=AWAIT_HEARTBEAT)
-        except asyncio.CancelledError:
-            self.cancel()  # as asyncio does with every future; a notebook's Interrupt comes this way
-            raise
-        return self.result()
+        with own_frames_hidden:
+            try:
+                while not wrapped.done():
+                    # The loop wakes now and then, so that an interrupt is not held back until the result comes.
+                    await asyncio.wait({wrapped}, timeout=AWAIT_HEARTBEAT)
+            except asyncio.CancelledError:
+                self.cancel()  # as asyncio does with every future; a notebook's Interrupt comes this way
+                raise
+            return self.result()
 
     def _wait(self, timeout: float | None) -> None:
         with self._condition:
@@ -319,6 +327,10 @@ class MapFuture(Generic[R]):
 
     def __iter__(self) -> Iterator[R]:
         """Yield the results in order, as they come; raise what ended the map at the first that will not come."""
+        with own_frames_hidden:
+            yield from self._as_they_come()
+
+    def _as_they_come(self) -> Iterator[R]:
         first = 0
         while True:
             stop, is_done, results = self._wait_beyond(first)
@@ -331,7 +343,7 @@ class MapFuture(Generic[R]):
             if is_done and stop == self.record.settled_until(stop):
                 error = self._problem()
                 assert error is not None
-                raise error
+                raise raised_anew(error)
 
     def _wait_beyond(self, first: int) -> tuple[int, bool, list[R] | None]:
         """Wait for the end, or until task `first` is settled; return up to where all are, whether it ended, and how."""
@@ -347,7 +359,7 @@ class MapFuture(Generic[R]):
         # The map is about to end because of it, or of another; that is what is to be raised.
         self._wait(None)
         error = self._problem()
-        raise self.record.failed[task].error(total=self.record.total) if error is None else error
+        raise raised_anew(self.record.failed[task].error(total=self.record.total) if error is None else error)
 
     def as_completed(self) -> Iterator[Future[R]]:
         """Yield the settled tasks as they come: futures that are done, with their position as `task_index`.
@@ -432,6 +444,10 @@ class MapFuture(Generic[R]):
         Exception
             As `map`.
         """
+        with own_frames_hidden:
+            return self._resume(fn)
+
+    def _resume(self, fn: Callable[..., R] | None) -> list[R]:
         with self._condition:
             if not self._is_done:
                 raise ConfigurationError("the map has not ended: wait for its result(), or cancel() it first")

@@ -23,12 +23,19 @@ from gearmap.wire.printed import NO_OUTPUT, Output
 from gearmap.wire.serializer import loads, try_dumps
 from gearmap.wire.sourcelines import FramePlace, places_without_source, with_source_lines
 
-__all__ = ["TaskFailure", "describe_call", "describe_exception", "rebuild_exception"]
+__all__ = ["TaskFailure", "comes_from_task", "describe_call", "describe_exception", "rebuild_exception"]
 
 # Raising them makes headers larger (a chunk may hold thousands of failures); lowering them cuts texts that are read.
 MAX_MESSAGE_CHARS = 4096
 MAX_CALL_CHARS = 240
 MAX_TRACEBACK_CHARS = 65536
+
+# How the note with the remote traceback begins, after an empty line. "Traceback", as anywhere, then "Remote traceback".
+_USUAL_HEAD = "Traceback (most recent call last):"
+_REMOTE = "\nRemote traceback"
+
+# The first that shows notes; below it, and where Python has none, the remote traceback is the exception's cause.
+_IPYTHON_WITH_NOTES = (8, 14)
 
 _PACKAGE_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -145,13 +152,14 @@ def rebuild_exception(failure: TaskFailure, *, notes: Sequence[str] = ()) -> Bas
     failure
         As it came from the worker.
     notes
-        Lines to show below the exception. Python 3.10 has no notes: there they end the remote traceback.
+        Lines to show below the exception.
 
     Returns
     -------
     BaseException
         The task's own exception, or `RemoteError` if that does not load here or would mean something else here. Its
-        `__cause__` is a `RemoteTraceback`.
+        last note is the remote traceback. Where notes are not shown (Python 3.10, an old IPython, an exception that
+        takes none), its `__cause__` is a `RemoteTraceback`, which ends with the notes.
     """
     error, reason = _load(failure)
     if error is None:
@@ -160,11 +168,33 @@ def rebuild_exception(failure: TaskFailure, *, notes: Sequence[str] = ()) -> Bas
     for note in reversed(getattr(error, "__notes__", None) or ()):  # they are shown once, below the exception
         text = text.removesuffix(f"{note}\n")
     left_over = [note for note in notes if not _add_note(error, note)]
+    if not left_over and _notes_are_shown() and _add_note(error, _remote_note(text)):
+        return error
     if left_over:
         text = text.rstrip("\n") + "\n" + "".join(f"{note}\n" for note in left_over)
     # The class may refuse attributes (a frozen dataclass), a slot of BaseException cannot.
     BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
     return error
+
+
+def comes_from_task(error: BaseException) -> bool:
+    """Whether `rebuild_exception` has made it: what is known of its place is in its remote traceback."""
+    if isinstance(error.__cause__, RemoteTraceback):
+        return True
+    notes = getattr(error, "__notes__", None)
+    return isinstance(notes, list) and any(isinstance(note, str) and note.startswith(_REMOTE) for note in notes)
+
+
+def _remote_note(text: str) -> str:
+    if text.startswith(_USUAL_HEAD):
+        return f"{_REMOTE}{text.removeprefix('Traceback')}".rstrip("\n")
+    return f"{_REMOTE}:\n{text}".rstrip("\n")
+
+
+def _notes_are_shown() -> bool:
+    ipython = sys.modules.get("IPython")
+    version = getattr(ipython, "version_info", _IPYTHON_WITH_NOTES)
+    return sys.version_info >= (3, 11) and tuple(version[:2]) >= _IPYTHON_WITH_NOTES
 
 
 class _Constructed(NamedTuple):

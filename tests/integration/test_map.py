@@ -238,9 +238,8 @@ def test_the_first_failing_task_raises_its_own_exception(cluster):
     with pytest.raises(LookupError, match="no 17") as caught:
         cluster.map(check, range(1000))
 
-    assert isinstance(caught.value.__cause__, gearmap.RemoteTraceback)
-    assert "check" in str(caught.value.__cause__)
-    told = "".join(getattr(caught.value, "__notes__", [])) + str(caught.value.__cause__)
+    told = "\n".join([*getattr(caught.value, "__notes__", ()), str(caught.value.__cause__)])
+    assert "in check" in told
     assert "task 17 of 1000: check(17)" in told
     assert "done" in told
     assert "not run" in told

@@ -98,7 +98,7 @@ def test_the_exception_of_an_inner_task_comes_out_as_itself(cluster):
     with pytest.raises(ZeroDivisionError) as caught:
         cluster.map(outer, [1], timeout=60)
 
-    assert "gearmap.map(" in str(caught.value.__cause__)
+    assert "gearmap.map(" in "\n".join([*getattr(caught.value, "__notes__", ()), str(caught.value.__cause__)])
 
 
 def test_inner_tasks_run_in_the_folder_of_the_outer_one(cluster, tmp_path, monkeypatch):
