@@ -8,12 +8,13 @@ For whom it holds:
   (`entrypoints`, and an audit hook): the current folder and `os.environ`, signal handlers and the alarm, umask, locale,
   warning filters, recursion limit, switch interval, tracing and profiling, the garbage collector's switch, the default
   timeout of sockets, the descriptors 0 to 2.
-* What is changed by assignment is put back before the next job, and so is what changes `sys.path` and `sys.argv`: what
-  `sys.stdin`, `stdout`, `stderr` and `os.environ` are, and whether `sys.stdin` is closed.
-* Those, the decimal context, and what C code has changed of all that was named, are put back before a job of another
-  function, after a task that raised, and after each millisecond of work (of tiny tasks: ten). Within that a short task
-  may see what an earlier one of the same job did (of the last two: the same function), unless the function is known for
-  it: after its first task in a process is looked closely, and if that task changed something, after each further one.
+* What is changed by assignment is put back before the next job and after each millisecond of work (of tiny tasks: ten),
+  and so is what changes `sys.path`, `sys.argv` and the decimal context: what `sys.stdin`, `stdout`, `stderr` and
+  `os.environ` are, and whether `sys.stdin` is closed.
+* Those, and what C code has changed of all that was named, are put back before a job of another function, after a task
+  that raised, and after each 50 milliseconds of work (of tiny tasks: ten). Within that a short task may see what an
+  earlier one of the same job did (of the last: the same function), unless the function is known for it: after its first
+  task in a process is looked closely, and if that task changed something, after each further one.
 * Imports may add to `sys.path` and the warning filters on purpose: what changed while modules were imported stays.
 * Random state, resource limits, context variables, threads, and what modules and libraries keep for themselves are
   left alone.
@@ -162,7 +163,7 @@ class Surroundings:
     # ---------------------------------------------------------------------------------------------------- interpreter
 
     def is_reassigned(self) -> bool:
-        """Whether one of those attributes is not what it was that any code may assign to; at about a microsecond."""
+        """Whether something is not what it was that any code may change by assignment; at about a microsecond."""
         stdin = self._standard[0]
         return (
             _standard_streams() != self._standard
@@ -170,6 +171,7 @@ class Surroundings:
             or (stdin is not None and stdin.closed)
             or sys.argv != self._argv
             or sys.path != self._importable[1]
+            or _decimal_state() != self._decimal
         )
 
     def _restore_interpreter(self) -> bool:

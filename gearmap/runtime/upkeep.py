@@ -3,7 +3,7 @@
 What must not live here: what is put back, and how (`childstate`).
 
 Rule 1: tiny tasks pay for one truth test. Whatever is to be done after a task leaves a mark in one list; only then,
-after each millisecond of work and at a job's end, anything here is called. A close look costs a dozen microseconds.
+after each millisecond of work and at a job's end, anything here is called.
 Rule 2: what a task left comes after its outcome: that is in the pipe before the process is looked at closely, and a
 process that cannot be mended runs no further task.
 Rule 3: a forked copy of the process never speaks for it. It has no pipe, and where it comes back from a task it ends.
@@ -30,9 +30,12 @@ from gearmap.wire.outcome import Printed
 
 __all__ = ["Upkeep"]
 
-# For so many seconds of tiny tasks the process is not looked at. Raised: they cost less; lowered: fewer of them may see
-# what one of them left.
+# For so many seconds of tasks the process is not looked at closely: of tiny ones, and of others, after each of which is
+# looked for what they may have assigned. Raised: less is spent between tasks; lowered: fewer of them may see what one
+# of them left. A close look costs 20 us, and 190 where a task has used the processor's caches for itself, as most do;
+# a glance a fifth of it.
 TINY_SECONDS_UNSEEN = 0.01
+SECONDS_UNSEEN = 0.05
 
 # Marks, beside those of `childstate` and `taskoutput`.
 _CLOSELY = "closely"  # the function's tasks are looked at one by one
@@ -137,9 +140,11 @@ class Upkeep:
         """Tasks took so many seconds, at least a millisecond; return whether the process is fit for another."""
         self._unseen += elapsed
         # Of tiny tasks a row is hardly longer than the millisecond; one that is has a long task in it.
-        if is_tiny and elapsed < 2 * COMMIT_SECONDS and self._unseen < TINY_SECONDS_UNSEEN:
-            return True
-        return self.restore()
+        if is_tiny and elapsed < 2 * COMMIT_SECONDS:
+            is_well = self._unseen < TINY_SECONDS_UNSEEN
+        else:
+            is_well = self._unseen < SECONDS_UNSEEN and not self._surroundings.is_reassigned()
+        return is_well or self.restore()
 
     def restore(self) -> bool:
         """Look closely, and put back what is not as it was; return whether the process is fit for another task."""

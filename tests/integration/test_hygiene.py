@@ -295,6 +295,31 @@ def test_a_short_call_finds_its_process_as_it_was_before_another_of_the_same_fun
     assert call(one, task, False) == before
 
 
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_task_of_some_milliseconds_changed_the_next_one_does_not_see_though_those_before_were_tidy(one, change):
+    before = call(one, surroundings)
+
+    def task(x):
+        time.sleep(0.002)
+        if x == 3:
+            change()
+        return surroundings() if x == 4 else None
+
+    assert one.map(task, range(5), chunksize=5)[4] == before
+
+
+def test_what_only_c_code_knows_of_is_put_back_within_some_tasks(one):
+    before = call(one, surroundings)
+
+    def task(x):
+        time.sleep(0.01)
+        if x == 3:
+            ctypes.CDLL(None).umask(0o777)
+        return surroundings() if x == 9 else None
+
+    assert one.map(task, range(10), chunksize=10)[9] == before
+
+
 def test_functions_that_tell_of_their_calls_are_themselves_to_whoever_looks(one):
     def task():
         return os.umask, signal.signal, gc.disable, os.umask.__name__, signal.signal.__doc__
