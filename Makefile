@@ -43,7 +43,9 @@ lint: $(VENV)/.installed-test
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-test
+# Other libraries are installed to compare with, about 100 MB; `make bench PEERS=` goes without.
+PEERS := .installed-bench
+bench: $(VENV)/.installed-test $(addprefix $(VENV)/,$(PEERS))
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 chaos: SECONDS ?= 600
@@ -61,6 +63,10 @@ $(BIN)/python:
 # the interpreter behind the link may be younger than everything here.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python

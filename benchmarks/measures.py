@@ -10,18 +10,25 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.contenders import WORKERS, Contender, open_contender
-from benchmarks.tasks import increment, sleep, spin
+import psutil
 
-__all__ = ["Figures", "cpu", "latency", "map_ints", "sleeps", "submits", "transport_alone"]
+from benchmarks.contenders import WORKERS, Contender, open_contender
+from benchmarks.tasks import identity, increment, sleep, spin
+
+__all__ = ["Figures", "cpu", "latency", "lazy", "map_ints", "sleeps", "submits", "transport_alone"]
 
 Figures = dict[str, float]
 
 # Seconds of processor time of one task of `cpu`.
 _SPIN_SECONDS = 0.005
+
+# The lazy items: bytes of each, and how many a slow consumer takes, with pauses of so many seconds.
+_LAZY_BYTES = 1000
+_LAZY_CONSUMED = 200
+_LAZY_PAUSE = 0.005
 
 _SLEEP_SEED = 7
 _SLEEP_MEDIAN = 0.05
@@ -32,8 +39,15 @@ def map_ints(name: str, quick: bool) -> Figures:
     count = 200_000 if quick else 1_000_000
     items = list(range(count))
     with open_contender(name) as contender:
-        seconds = [_time_map(contender, items) for _ in range(4)]
-    return {"first_per_second": count / seconds[0], "per_second": count / statistics.median(seconds[1:])}
+        seconds = [_time_map(contender, items)]
+        before = _cpu_seconds()
+        seconds += [_time_map(contender, items) for _ in range(3)]
+        used = _cpu_seconds() - before
+    return {
+        "first_per_second": count / seconds[0],
+        "per_second": count / statistics.median(seconds[1:]),
+        "cpu_per_task": used / (3 * count),
+    }
 
 
 def _time_map(contender: Contender, items: list[int]) -> float:
@@ -98,10 +112,42 @@ def sleeps(name: str, quick: bool) -> Figures:
     seconds = [source.lognormvariate(math.log(_SLEEP_MEDIAN), 1.0) for _ in range(count)]
     with open_contender(name) as contender:
         began = time.perf_counter()
-        contender.map(sleep, seconds)
+        contender.spread(sleep, seconds)
         makespan = time.perf_counter() - began
     ideal = max(sum(seconds) / WORKERS, max(seconds))
     return {"makespan": makespan, "of_ideal": makespan / ideal}
+
+
+def lazy(name: str, quick: bool) -> Figures:
+    """Items that a generator makes, 1 kB each: how fast, and how far ahead of a slow consumer is it asked?
+
+    `ahead` is the most items that were made and not consumed, `grown` by how much this process grew meanwhile.
+    """
+    count = 20_000 if quick else 200_000
+    with open_contender(name) as contender:
+        began = time.perf_counter()
+        n_results = sum(1 for _ in contender.imap(identity, _made(count, [0])))
+        elapsed = time.perf_counter() - began
+        assert n_results == count
+        ahead, grown = _slow_consumer(contender, count)
+    return {"per_second": count / elapsed, "ahead": ahead, "grown": grown}
+
+
+def _made(count: int, made: list[int]) -> Iterator[bytes]:
+    for number in range(count):
+        made[0] += 1
+        yield number.to_bytes(8, "big") + bytes(_LAZY_BYTES - 8)
+
+
+def _slow_consumer(contender: Contender, count: int) -> tuple[float, float]:
+    made, ahead = [0], 0
+    resident = psutil.Process().memory_info().rss
+    results = contender.imap(identity, _made(count, made))
+    for consumed in range(_LAZY_CONSUMED):
+        next(results)
+        time.sleep(_LAZY_PAUSE)
+        ahead = max(ahead, made[0] - consumed - 1)
+    return ahead, psutil.Process().memory_info().rss - resident
 
 
 def cpu(name: str, quick: bool) -> Figures:
@@ -117,7 +163,7 @@ def cpu(name: str, quick: bool) -> Figures:
         for _ in range(3):
             before = _cpu_seconds()
             began = time.perf_counter()
-            walls = contender.map(spin, [_SPIN_SECONDS] * count)
+            walls = contender.spread(spin, [_SPIN_SECONDS] * count)
             makespan = time.perf_counter() - began
             used = _cpu_seconds() - before
             figures.append((work / WORKERS / makespan, work / used, sum(walls) / WORKERS / makespan))
@@ -138,8 +184,6 @@ def transport_alone(name: str, quick: bool) -> Figures:
 
 def _cpu_seconds() -> float:
     """Processor time of this process and all that it has started, so far."""
-    import psutil
-
     this = psutil.Process()
     total = 0.0
     for process in [this, *this.children(recursive=True)]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.rows import Figure, Goal, Row
+from benchmarks.peers import DISTRIBUTED
+from benchmarks.rows import FASTEST, FASTEST_DISTRIBUTED, OURS, Figure, Goal, Row
 
 __all__ = ["Samples", "table"]
 
@@ -20,7 +21,7 @@ def table(row: Row, samples: Samples) -> str:
     """
     lines = [f"{row.name}: {row.title}"]
     header = ["contestant", *(figure.label for figure in row.figures), "ratio", "goal", ""]
-    body = [line for name in row.contestants if samples.get(name) for line in _lines(row, name, samples)]
+    body = [line for name in (*row.contestants, *row.peers) if samples.get(name) for line in _lines(row, name, samples)]
     widths = [max(len(cells[column]) for cells in [header, *body]) for column in range(len(header))]
     for cells in [header, *body]:
         lines.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
@@ -47,8 +48,23 @@ def goal_ratios(goal: Goal, name: str, samples: Samples) -> list[float]:
     """Return the goal's ratio of each turn."""
     if not goal.against:
         return [goal.ratio(turn[goal.figure], 1.0) for turn in samples[name]]
-    pairs = zip(samples[name], samples.get(goal.against, ()), strict=False)
-    return [goal.ratio(turn[goal.figure], base[goal.figure]) for turn, base in pairs]
+    others = _others(goal, name, samples)
+    return [
+        goal.ratio(turn[goal.figure], goal.best(each[goal.figure] for each in bases))
+        for turn, *bases in zip(samples[name], *(samples[other] for other in others), strict=False)
+        if bases
+    ]
+
+
+def _others(goal: Goal, name: str, samples: Samples) -> list[str]:
+    """Return whom the goal compares a contestant with, of those that were measured."""
+    if goal.against == FASTEST:
+        names = [other for other in samples if other not in OURS]
+    elif goal.against == FASTEST_DISTRIBUTED:
+        names = list(DISTRIBUTED)
+    else:
+        names = [goal.against]
+    return [other for other in names if other != name and samples.get(other)]
 
 
 def _spread(values: Sequence[float], figure: Figure) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.peers import PACKAGES, is_installed
 from benchmarks.report import Samples, table
 from benchmarks.rows import ROWS, Row
 
@@ -39,11 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     everything: dict[str, Samples] = {}
     failed = 0
     for row in rows:
-        samples = everything[row.name] = {name: [] for name in row.contestants}
+        names = _contestants(row, options)
+        samples = everything[row.name] = {name: [] for name in names}
         for turn in range(repeats):
-            for name in row.contestants:
-                if options.contestants and name not in options.contestants:
-                    continue
+            for name in names:
                 figures = _take_turn(row, name, quick=options.quick)
                 failed += figures is None
                 if figures is not None:
@@ -54,11 +54,18 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
+def _contestants(row: Row, options: argparse.Namespace) -> list[str]:
+    """Return who takes turns: those that were asked for, of the peers those that are installed."""
+    names = [*row.contestants, *(() if options.no_peers else filter(is_installed, row.peers))]
+    return [name for name in names if not options.contestants or name in options.contestants]
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     names = [row.name for row in ROWS]
     parser.add_argument("--only", action="append", metavar="ROW", choices=names, help=f"one of {', '.join(names)}")
     parser.add_argument("--contestant", action="append", dest="contestants", metavar="NAME", help="only these")
+    parser.add_argument("--no-peers", action="store_true", help="without other libraries, installed or not")
     parser.add_argument("--repeats", type=int, metavar="N", help="turns of each contestant (3; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it work, and roughly how fast?")
     return parser.parse_args(arguments)
@@ -93,6 +100,7 @@ def _facts() -> dict[str, str]:
     facts = {"Python": platform.python_version(), "cores": str(os.cpu_count()), "load": f"{os.getloadavg()[0]:.1f}"}
     for name in ("gearmap", "gearman3", "cloudpickle", "cryptography", "numpy"):
         facts[name] = version(name)
+    facts |= {name: version(name) for name in PACKAGES if is_installed(name)}
     from gearmap.jobserver.process import find_gearmand
 
     gearmand = find_gearmand()
