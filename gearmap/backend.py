@@ -268,6 +268,7 @@ class Backend:
             retry_exceptions=retried,
             tenancy=tenancy,
             max_tasks_per_child=options.max_tasks_per_child,
+            log_level=options.log_number,
             patience=self._patience(options.queue),
         )
         engine = RunEngine(

@@ -273,6 +273,8 @@ class RunOptions:
         with all of their submodules that are imported (kept as a tuple of names).
     by_reference
         Modules, or their names, of which every worker has its own; with their submodules (kept as a tuple of names).
+    log_level
+        From which level on log records of tasks come back: a name or a number (kept as a number); None for none.
     """
 
     chunksize: int | None = None
@@ -294,6 +296,7 @@ class RunOptions:
     max_tasks_per_child: int | None = None
     by_value: Sequence[str | ModuleType] = ()
     by_reference: Sequence[str | ModuleType] = ()
+    log_level: int | str | None = "WARNING"
 
     def __post_init__(self) -> None:
         check_whole("chunksize", self.chunksize, least=1, optional=True)
@@ -312,6 +315,7 @@ class RunOptions:
         if self.task_timeout is not None:
             _check_limit("task_timeout", self.task_timeout)
         _check_seconds("retry_delay", self.retry_delay)
+        object.__setattr__(self, "log_level", _log_level(self.log_level))
         object.__setattr__(self, "retry_exceptions", exception_classes(self.retry_exceptions))
         for name in ("by_value", "by_reference"):
             object.__setattr__(self, name, _module_names(name, getattr(self, name)))
@@ -338,6 +342,12 @@ class RunOptions:
         except TypeError:
             return replace(self, initargs=()), id(self.initargs)
         return self
+
+    @property
+    def log_number(self) -> int | None:
+        """The log level, as it is kept."""
+        assert not isinstance(self.log_level, str)
+        return self.log_level
 
     def with_changes(self, changes: Mapping[str, Any]) -> RunOptions:
         """Return a copy with other values.
@@ -387,6 +397,22 @@ def _check_seconds(name: str, value: object) -> None:
 def _check_limit(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ConfigurationError(f"{name} must be seconds, more than 0, or None for no limit, got {value!r}")
+
+
+# Those of `logging`, which is not needed to know them.
+_LOG_LEVELS = {"NOTSET": 0, "DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+
+
+def _log_level(value: object) -> int | None:
+    """Return the number of a level, or None for none."""
+    level = _LOG_LEVELS.get(value.upper(), -1) if isinstance(value, str) else value
+    if level is None:
+        return None
+    if isinstance(level, bool) or not isinstance(level, int) or level < 0:
+        raise ConfigurationError(
+            f"log_level must be one of {', '.join(_LOG_LEVELS)}, a number from 0 on, or None, got {value!r}"
+        )
+    return level
 
 
 def _module_names(option: str, value: object) -> tuple[str, ...]:

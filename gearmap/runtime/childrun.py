@@ -82,6 +82,7 @@ class Runner:
         if not upkeep.is_fit:
             committer.give_back()
             return
+        upkeep.hear(header.log_level)
         place = (job.number, header.cwd, header.sys_path)
         if place != self._place:
             self._move_to(place, job, header)

@@ -20,7 +20,7 @@ from gearmap.runtime.sentcall import SentCall
 from gearmap.runtime.tenancy import Tenancy
 from gearmap.wire import envelope, seal
 from gearmap.wire.framing import Payload
-from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader, encode_numbers
+from gearmap.wire.jobheader import WARNING, BlockHeader, BlockKind, JobHeader, encode_numbers
 
 __all__ = ["JobWriter", "Place"]
 
@@ -54,6 +54,7 @@ class JobWriter:
         retry_exceptions: Payload | None = None,
         tenancy: Tenancy | None = None,
         max_tasks_per_child: int | None = None,
+        log_level: int | None = WARNING,
     ) -> None:
         self.function_name = lane.name
         self._context_start = lane.name.encode()
@@ -63,6 +64,7 @@ class JobWriter:
         self._retry_exceptions = retry_exceptions
         self._tenancy = tenancy
         self._max_tasks_per_child = max_tasks_per_child
+        self._log_level = log_level
         self._session_id = session_id
         self._keys = seal.Deriver(session_key)
         self._functions: dict[Hashable, Any] = {}
@@ -185,6 +187,7 @@ class JobWriter:
                 tenant="" if self._tenancy is None else self._tenancy.tenant,
                 initializer=self._tenancy is not None,
                 max_tasks_per_child=self._max_tasks_per_child,
+                log_level=self._log_level,
                 avoid=avoid,
                 attempt=attempt,
                 level=self._level,

@@ -1,10 +1,11 @@
-"""What tasks warned of is said again here, in the thread that takes their results.
+"""What tasks warned of and logged is said again here, in the thread that takes their results.
 
 What must not live here: how it came (`wire.notes`, `wire.printed`).
 
 Rule 1: a warning that many tasks gave is said once, when all is known, with their number. It has its category and its
 remote place, so the filters of this process decide what becomes of it, also whether it is raised.
-Rule 2: what is said is bounded, however many tasks say something else.
+Rule 2: a log record is handled at once by the logger of its name, if that is enabled for it here.
+Rule 3: what is said is bounded, however many tasks say something else.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import logging
 import sys
 import warnings
 from bisect import insort
+from time import monotonic
 from typing import Any
 
-from gearmap.wire.notes import Warned, read_notes
+from gearmap.wire.notes import Logged, Warned, read_notes
 
 __all__ = ["Retelling", "retell"]
 
@@ -24,6 +26,11 @@ logger = logging.getLogger(__name__)
 
 # Different warnings of one run. Raised: more of a run that warns of everything is seen; lowered: less to read.
 MAX_WARNINGS = 50
+
+# Log records of one run at once, and how many more with every second; the others are counted. Raised: more is seen of
+# tasks that log much; lowered: it costs the caller, and a notebook, less.
+BURST_RECORDS = 1000
+RECORDS_PER_SECOND = 50.0
 
 # Tasks that are named with a warning.
 _NAMED_TASKS = 3
@@ -59,6 +66,8 @@ class Retelling:
         self._warnings: dict[Warned, _Warnings] = {}
         self._heard: dict[int, int] = {}  # the number of the last note of a task that runs
         self._n_missing = 0
+        self._room = float(BURST_RECORDS)
+        self._filled = monotonic()
 
     def take(self, task: int, text: str, *, is_live: bool = False) -> str:
         """Take in notes of a task; return them for people who look at that task.
@@ -79,6 +88,9 @@ class Retelling:
             if isinstance(content, Warned):
                 self._warned(task, note.worker, content)
                 shown.append(_line(content))
+            elif content is not None:
+                self._handle(task, note.worker, content)
+                shown.append(f"{logging.getLevelName(content.level)} {content.name}: {content.message}\n")
         if is_live:
             self._heard[task] = last
         return "".join(shown)
@@ -93,10 +105,26 @@ class Retelling:
         """
         told, self._warnings = self._warnings, {}
         if self._n_missing:
-            logger.warning("... and %d more warnings of tasks", self._n_missing, extra={"action": "cut_notes"})
+            logger.warning(
+                "... and %d more warnings and log records of tasks", self._n_missing, extra={"action": "cut_notes"}
+            )
             self._n_missing = 0
         for warned, tasks in told.items():
             _issue(warned, f" ({tasks})", is_raising)
+
+    def _handle(self, task: int, worker: str, logged: Logged) -> None:
+        """Handle a record of a task."""
+        to = logging.getLogger(None if logged.name == "root" else logged.name)
+        if not to.isEnabledFor(logged.level):
+            return
+        now = monotonic()
+        self._room = min(float(BURST_RECORDS), self._room + RECORDS_PER_SECOND * (now - self._filled))
+        self._filled = now
+        if self._room < 1.0:
+            self._n_missing += 1
+            return
+        self._room -= 1.0
+        to.handle(_record(task, worker, logged))
 
     def _warned(self, task: int, worker: str, warned: Warned) -> None:
         known = self._warnings.get(warned)
@@ -117,6 +145,20 @@ def retell(task: int, text: str, *, is_raising: bool = True) -> None:
 
 def _line(content: Warned) -> str:
     return f"{content.filename}:{content.lineno}: {content.category.rpartition(':')[2]}: {content.message}\n"
+
+
+def _record(task: int, worker: str, logged: Logged) -> logging.LogRecord:
+    """Return the record as it was, with `gearmap_task` and `gearmap_worker`."""
+    record = logging.LogRecord(
+        logged.name, logged.level, logged.pathname, logged.lineno, logged.message, None, None, logged.function
+    )
+    record.exc_text = logged.traceback or None
+    record.created = logged.created
+    record.msecs = (logged.created % 1.0) * 1000.0
+    record.process, record.processName = None, worker
+    record.thread = record.threadName = None
+    vars(record).update(gearmap_task=task, gearmap_worker=worker)
+    return record
 
 
 def _issue(warned: Warned, note: str, is_raising: bool) -> None:

@@ -48,7 +48,7 @@ from gearmap.transport.events import (
     WorkFailed,
 )
 from gearmap.wire.framing import Payload
-from gearmap.wire.jobheader import BlockKind
+from gearmap.wire.jobheader import WARNING, BlockKind
 
 __all__ = ["Place", "Run", "RunSettings"]
 
@@ -85,6 +85,7 @@ class RunSettings:
     retry_exceptions: Payload | None = None
     tenancy: Tenancy | None = None
     max_tasks_per_child: int | None = None
+    log_level: int | None = WARNING
     patience: float = NOTICE_SECONDS  # how long nobody may serve the lane before that is said
 
 
@@ -123,6 +124,7 @@ class Run:
             retry_exceptions=settings.retry_exceptions,
             tenancy=settings.tenancy,
             max_tasks_per_child=settings.max_tasks_per_child,
+            log_level=settings.log_level,
         )
         self._newest_function: Hashable = None
         self._seconds: dict[Hashable, float] = {}

@@ -1,15 +1,19 @@
-"""What a task warns of is kept for its outcome, beside what it prints.
+"""What a task warns of and logs is kept for its outcome, beside what it prints.
 
 What must not live here: whose it is (`upkeep`), and what is made of it (`retelling`, in the client).
 
-Rule 1: a task that warns of nothing pays nothing. Python's own hook is replaced, once in a child, before any code of
-users; whoever replaces it again, or records warnings with `catch_warnings`, has them for himself.
+Rule 1: a task that says nothing pays nothing. Python's own hooks are replaced, once in a child, before any code of
+users; whoever replaces them again, or records warnings with `catch_warnings`, has them for himself.
 Rule 2: each task is heard as if it were alone: what one has warned of, the next may warn of again.
-Rule 3: memory and time are bounded, however much a task says.
+Rule 3: handlers that a task's code configures do their work; a record that one of them prints comes back as what the
+task printed, and not as a record.
+Rule 4: memory and time are bounded, however much a task says.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
 import threading
 import warnings
@@ -19,7 +23,8 @@ from typing import Any
 
 from gearmap.runtime.slate import Kept, Strip
 from gearmap.runtime.task import running_worker
-from gearmap.runtime.taskoutput import OUTPUT
+from gearmap.runtime.taskoutput import OUTPUT, OutputStream
+from gearmap.wire.jobheader import WARNING
 from gearmap.wire.notes import Logged, Warned, note_line
 
 __all__ = ["TaskNotes"]
@@ -45,6 +50,11 @@ class TaskNotes:
         Keeps it, where it survives this process.
     marks
         Gets `OUTPUT` when there is something to collect.
+
+    Attributes
+    ----------
+    log_level
+        From which level on log records are kept; None for none.
     """
 
     stream = "notes"
@@ -59,6 +69,8 @@ class TaskNotes:
         self._room = float(BURST_NOTES)
         self._filled = 0.0  # when
         self._is_direct = False
+        self.log_level: int | None = WARNING
+        self._root_level: tuple[int, int] | None = None  # of the root logger: what it was, what it was made
         # Not the wrapped one: that tells of a task that changes filters.
         self._forget_warnings: Callable[[], object] = getattr(warnings, "_filters_mutated", lambda: None)
         self._show_warning: Callable[..., object] = warnings.showwarning
@@ -66,6 +78,25 @@ class TaskNotes:
     def listen(self) -> None:
         """Begin; once, at the start of the process."""
         warnings.showwarning = self._warn
+        logger_class: Any = logging.Logger
+        logger_class.callHandlers = self._watched(logger_class.callHandlers)
+        logging.lastResort = _LastResort(self, logging.lastResort)
+        logging.basicConfig = _only_if_asked(logging.basicConfig)
+
+    def set_log_level(self, level: int | None) -> None:
+        """Keep records from a level on; also those that Python would not even make."""
+        self.log_level = level
+        root = logging.getLogger()
+        if self._root_level is not None and root.level == self._root_level[1]:
+            root.setLevel(self._root_level[0])
+        self._root_level = None
+        if level is not None and level < root.level:
+            self._root_level = (root.level, level)
+            root.setLevel(level)
+
+    def keeps(self, record: logging.LogRecord) -> bool:
+        """Whether records of this level are kept."""
+        return not self._is_direct and self.log_level is not None and record.levelno >= self.log_level
 
     @property
     def has_some(self) -> bool:
@@ -113,6 +144,17 @@ class TaskNotes:
                     self._warned.add(warned)
                 self._put(warned, is_wanted=is_one_more)
 
+    def _watched(self, call_handlers: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(call_handlers)
+        def call(logger: logging.Logger, record: logging.LogRecord) -> None:
+            call_handlers(logger, record)
+            if self.keeps(record) and not _is_printed(logger, record):
+                logged = _logged(record)
+                with self._lock:
+                    self._put(logged)
+
+        return call
+
     def _put(self, note: Warned | Logged, *, is_wanted: bool = True) -> None:
         """Keep a note; the caller holds the lock."""
         if not self._number:
@@ -125,6 +167,62 @@ class TaskNotes:
             self._room -= 1.0
             self._written = self._number
             self._strip.append(note_line(self._number, running_worker(), note))
+
+
+class _LastResort(logging.Handler):
+    """What `logging` turns to if there is no other handler: records that are kept are not printed, too."""
+
+    def __init__(self, notes: TaskNotes, original: logging.Handler | None) -> None:
+        super().__init__(original.level if original else logging.CRITICAL + 1)
+        self._notes = notes
+        self._original = original
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Print a record that is not kept."""
+        return self._original is not None and not self._notes.keeps(record) and bool(self._original.handle(record))
+
+
+def _only_if_asked(configure: Callable[..., None]) -> Callable[..., None]:
+    """Let nobody but a task configure `logging`: `logging.warning` and its like do, to have the record printed."""
+
+    @functools.wraps(configure)
+    def call(**options: Any) -> None:
+        if sys._getframe(1).f_globals is not vars(logging):
+            configure(**options)
+
+    return call
+
+
+def _is_printed(logger: logging.Logger, record: logging.LogRecord) -> bool:
+    """Whether a handler of the task's own has put a record where its output is kept."""
+    at: logging.Logger | None = logger
+    while at is not None:
+        for handler in at.handlers:
+            if record.levelno >= handler.level and isinstance(getattr(handler, "stream", None), OutputStream):
+                return True
+        at = at.parent if at.propagate else None
+    return False
+
+
+def _logged(record: logging.LogRecord) -> Logged:
+    try:
+        text = record.getMessage()
+    except Exception as error:
+        text = f"{record.msg!s:.200} (its arguments do not fit: {type(error).__name__})"
+    traceback = record.exc_text or ""
+    if not traceback and record.exc_info and record.exc_info[0] is not None:
+        traceback = logging.Formatter().formatException(record.exc_info)
+    function, path = str(record.funcName or ""), str(record.pathname)
+    return Logged(
+        str(record.name),
+        int(record.levelno),
+        text,
+        path,
+        int(record.lineno),
+        function,
+        float(record.created),
+        traceback,
+    )
 
 
 def _text(message: object) -> str:

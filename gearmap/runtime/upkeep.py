@@ -86,6 +86,11 @@ class Upkeep:
         self.marks[:] = [mark for mark in self.marks if mark in (OUTPUT, _CLOSELY, _FORKED)]
         self._n_modules = len(sys.modules)
 
+    def hear(self, log_level: int | None) -> None:
+        """Log records of the tasks are wanted from a level on, or none."""
+        if log_level != self._notes.log_level:
+            self._notes.set_log_level(log_level)
+
     def loaded(self, function: Hashable) -> None:
         """A function was unpickled: its first task is looked at closely. What its imports did is there for all."""
         self._new.add(function)

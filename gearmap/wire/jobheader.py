@@ -37,11 +37,14 @@ from gearmap.wire.jsonvalues import (
     read_str,
 )
 
-__all__ = ["BlockHeader", "BlockKind", "HeaderMemo", "JobHeader", "encode_numbers", "task_number"]
+__all__ = ["WARNING", "BlockHeader", "BlockKind", "HeaderMemo", "JobHeader", "encode_numbers", "task_number"]
 
 # Headers that a reader keeps. Raised: fewer are parsed again where many runs alternate; lowered: less memory.
 _KEPT_HEADERS = 64
 _KEPT_HEADER_BYTES = 8192
+
+WARNING = 30
+"""The level of `logging` that is meant if none is named."""
 
 _NUMBERS = struct.Struct("<QQ")  # tasks of the run: from, to
 
@@ -111,6 +114,8 @@ class JobHeader:
         Whether the body brings an initializer, which a child runs once, before its first task for the tenant.
     max_tasks_per_child
         How many tasks a child may run in all, or None.
+    log_level
+        From which level on log records of the tasks are wanted; None for none.
     blocks
         The tasks.
     """
@@ -128,6 +133,7 @@ class JobHeader:
     tenant: str = ""
     initializer: bool = False
     max_tasks_per_child: int | None = None
+    log_level: int | None = WARNING
     blocks: tuple[BlockHeader, ...] = ()
 
     @property
@@ -164,6 +170,8 @@ class JobHeader:
             values["initializer"] = True
         if self.max_tasks_per_child is not None:
             values["max_tasks_per_child"] = self.max_tasks_per_child
+        if self.log_level != WARNING:
+            values["log_level"] = self.log_level
         return encode_object(values)
 
     @classmethod
@@ -192,6 +200,7 @@ class JobHeader:
             tenant=read_str(values, "tenant"),
             initializer=read_bool(values, "initializer"),
             max_tasks_per_child=_read_max_tasks(values) if "max_tasks_per_child" in values else None,
+            log_level=_read_log_level(values) if "log_level" in values else WARNING,
             blocks=tuple(map(_decode_block, read_list(values, "blocks"))),
         )
 
@@ -263,6 +272,10 @@ def _read_max_tasks(values: dict[str, Any]) -> int:
     if number < 1:
         raise EnvelopeError("a child that may run no task at all")
     return number
+
+
+def _read_log_level(values: dict[str, Any]) -> int | None:
+    return None if values["log_level"] is None else read_int(values, "log_level")
 
 
 def _read_digest(values: dict[str, Any]) -> str:

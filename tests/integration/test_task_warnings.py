@@ -149,5 +149,5 @@ def test_a_task_that_warns_of_everything_is_cut_short(cluster, seen, caplog):
 
     cluster.map(lambda _: task(), [0])
     assert len(seen) == 20
-    assert caplog.messages == ["... and 9980 more warnings of tasks"]
+    assert caplog.messages == ["... and 9980 more warnings and log records of tasks"]
     assert messages(seen)[:2] == ["number 0 (task 0", "number 1 (task 0"]

@@ -38,6 +38,7 @@ OPTION_ONLY = {
     "max_tasks_per_child",
     "by_value",
     "by_reference",
+    "log_level",
 }
 
 MAPS = ("map", "starmap", "map_async", "imap", "imap_unordered")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
 import pytest
 
-from gearmap.runtime.retelling import MAX_WARNINGS, Retelling, retell
-from gearmap.wire.notes import Warned, note_line
+from gearmap.runtime.retelling import BURST_RECORDS, MAX_WARNINGS, Retelling, retell
+from gearmap.wire.notes import Logged, Warned, note_line
 
+LOGGED = Logged("far.away", 30, "odd", "/remote/place.py", 7, "work", 1000.25, "Traceback: it broke")
 DIVIDED = Warned("builtins:RuntimeWarning", "divide by zero", "/remote/place.py", 12, "place")
 
 
@@ -18,7 +20,7 @@ class Picky(UserWarning):
         super().__init__(one, two)
 
 
-def text_of(*notes: Warned, worker: str = "host/1") -> str:
+def text_of(*notes: Warned | Logged, worker: str = "host/1") -> str:
     return b"".join(note_line(number, worker, note) for number, note in enumerate(notes, 1)).decode()
 
 
@@ -80,14 +82,14 @@ def test_of_very_many_different_warnings_the_first_are_issued_and_the_others_cou
     for task in range(MAX_WARNINGS + 7):
         retelling.take(task, text_of(DIVIDED._replace(lineno=task)))
     assert len(said(retelling)) == MAX_WARNINGS
-    assert caplog.messages == ["... and 7 more warnings of tasks"]
+    assert caplog.messages == ["... and 7 more warnings and log records of tasks"]
 
 
 def test_what_was_lost_on_the_way_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     retelling = Retelling()
     retelling.take(0, (note_line(2, "w", DIVIDED) + note_line(9, "w")).decode())  # 1 and 3 to 9 are missing
     said(retelling)
-    assert caplog.messages == ["... and 8 more warnings of tasks"]
+    assert caplog.messages == ["... and 8 more warnings and log records of tasks"]
 
 
 def test_what_comes_while_a_task_runs_is_told_apart_from_what_comes_at_its_end(
@@ -101,3 +103,29 @@ def test_what_comes_while_a_task_runs_is_told_apart_from_what_comes_at_its_end(
     retelling.take(0, lines[0])  # it ran again
     assert [seen.lineno for seen in said(retelling)] == [1, 2, 3, 4]
     assert not caplog.messages
+
+
+def test_a_log_record_is_handled_at_once_by_the_logger_of_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    retelling = Retelling()
+    assert retelling.take(3, text_of(LOGGED)) == "WARNING far.away: odd\n"
+    (record,) = caplog.records
+    assert (record.name, record.levelname, record.getMessage(), record.lineno) == ("far.away", "WARNING", "odd", 7)
+    assert (record.funcName, record.pathname, record.created) == ("work", "/remote/place.py", 1000.25)
+    assert (vars(record)["gearmap_task"], vars(record)["gearmap_worker"]) == (3, "host/1")
+    assert logging.Formatter("%(threadName)s %(message)s").format(record).endswith("odd\nTraceback: it broke")
+
+
+def test_a_record_that_its_logger_does_not_want_is_not_handled(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "far.away")
+    retell(0, text_of(LOGGED, LOGGED._replace(level=40), LOGGED._replace(level=40, name="root")))
+    assert [(record.name, record.levelno) for record in caplog.records] == [("far.away", 40), ("root", 40)]
+
+
+def test_of_a_flood_of_records_the_first_are_handled_and_the_others_counted(caplog: pytest.LogCaptureFixture) -> None:
+    retelling = Retelling()
+    for task in range(BURST_RECORDS * 3):
+        retelling.take(task, text_of(LOGGED))
+    retelling.end()
+    *records, last = caplog.records
+    assert BURST_RECORDS <= len(records) < BURST_RECORDS * 3
+    assert last.getMessage() == f"... and {BURST_RECORDS * 3 - len(records)} more warnings and log records of tasks"
