@@ -165,7 +165,7 @@ def _imap_results(
         options,
         buffersize=buffersize,
         ordered=ordered,
-        sink=_sink(backend, options, fn, total, delay=SHOW_AFTER),
+        make_sink=lambda cancel: _sink(backend, options, fn, total, delay=SHOW_AFTER, cancel=cancel),
         on_notice=_warn,
     )
     with own_frames_hidden:

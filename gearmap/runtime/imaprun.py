@@ -5,13 +5,14 @@ are pickled, results are unpickled. Between two results nothing of the user's ru
 Rule 2: what was taken from the iterable and not yet handed out is bounded (`core.buffering`), so an endless iterable
 and a slow consumer cost a constant amount of memory.
 Rule 3: an error comes in its place: what stands before it is handed out first. Whatever ends the iteration, also that
-nobody wants the rest, ends the run.
+nobody wants the rest, ends the run. Only a cancel does not wait for its turn.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 from gearmap.config import RunOptions
@@ -44,6 +45,8 @@ class ImapRun:
         The run, not yet open.
     make_run
         Makes it. Its engine must not stop at the first failure: what stands before that is still wanted.
+    make_sink
+        Makes what shows it, of what cancels it.
     """
 
     def __init__(
@@ -55,15 +58,15 @@ class ImapRun:
         *,
         buffersize: int | None,
         ordered: bool,
-        sink: ProgressSink,
+        make_sink: Callable[[Callable[[], object]], ProgressSink],
         on_notice: Callable[[str], None],
     ) -> None:
         self._port = port
         self._make_run = make_run
         self._source = source
         self._options = options
-        self._sink = sink
-        self._echo = Echo(sink)
+        self._sink = make_sink(self.cancel)
+        self._echo = Echo(self._sink)
         self._on_notice = on_notice
         self._buffer = Buffer(buffersize=buffersize, chunksize=options.chunksize, max_workers=options.max_workers)
         self._arrived: InOrder[_Piece] | AsTheyCome[_Piece] = InOrder() if ordered else AsTheyCome()
@@ -78,6 +81,13 @@ class ImapRun:
         self._last: ProgressSnapshot | None = None
         self._end: ProgressSnapshot | None = None
         self._error: GearmapError | None = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End the run now, and the iteration with the next result that is asked for; may be called by any thread."""
+        self._cancelled = True
+        self._port.cancel()
+        self._port.interrupt()
 
     def results(self) -> Iterator[Any]:
         """Run, and yield the results.
@@ -88,6 +98,8 @@ class ImapRun:
             If it takes longer than `timeout` from the first result asked for to the last.
         GearmapError
             If the run cannot go on.
+        CancelledError
+            If somebody has cancelled it.
         Exception
             What the first failing task raised, or the iterable.
         """
@@ -97,10 +109,18 @@ class ImapRun:
         note = "stopped"
         try:
             while (values := self._next()) is not None:
-                yield from values
+                for value in values:
+                    self._check_cancelled()
+                    yield value
                 self._buffer.handed_out(len(values))
-                del values  # it may be large, and the next wait may be long
+                del value, values  # they may be large, and the next wait may be long
             note = ""
+        except CancelledError:
+            note = "cancelled"
+            raise
+        except KeyboardInterrupt:
+            note = "interrupted"
+            raise
         except Exception as error:
             note = f"failed: {type(error).__name__}"
             raise
@@ -114,6 +134,7 @@ class ImapRun:
     def _next(self) -> list[Any] | None:
         """Return the next results, or None at the end."""
         while True:
+            self._check_cancelled()
             self._read(self._port.take(0.0))
             has_fed = False
             while not (self._arrived.ready and self._is_slow) and self._feed():
@@ -215,8 +236,13 @@ class ImapRun:
             return [unreadable] * size
         return values if size == len(values) else values[offset : offset + size]
 
+    def _check_cancelled(self) -> None:
+        if self._cancelled:
+            raise CancelledError(f"the imap was cancelled: {self._counts()}")
+
     def _timed_out(self) -> RunTimeout:
+        return RunTimeout(f"{self._counts()} after timeout={self._options.timeout:g} s; the run was cancelled")
+
+    def _counts(self) -> str:
         of = "" if self._source.total is None else f" of {self._source.total}"
-        return RunTimeout(
-            f"{self._done}{of} tasks done after timeout={self._options.timeout:g} s; the run was cancelled"
-        )
+        return f"{self._done}{of} tasks done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import itertools
 import os
@@ -327,3 +328,80 @@ def test_the_functions_of_the_package_do_the_same():
     with gearmap.LocalCluster(0):
         assert list(gearmap.imap(abs, [-1, -2], buffersize=3)) == [1, 2]
         assert sorted(gearmap.imap_unordered(abs, [-1, -2], queue="gpu")) == [1, 2]
+
+
+class Shown:
+    """A notebook that keeps what its cards are made for, and how they end."""
+
+    def __init__(self):
+        self.cancel = None
+        self.note = None
+
+    def is_here(self):
+        return True
+
+    def has_widgets(self):
+        return True
+
+    def make_card(self, request):
+        self.cancel = request.cancel
+        return self
+
+    def update(self, snapshot):
+        pass
+
+    notice = failed = update
+
+    def finish(self, snapshot, note):
+        self.note = note
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook shows of a run."""
+    notebook = Shown()
+    monkeypatch.setattr("gearmap.mapping.registered", lambda: notebook)
+    return notebook
+
+
+@UNORDERED
+def test_the_cancel_of_its_card_ends_an_imap_at_once(cluster, shown, name):
+    results = getattr(cluster, name)(lambda x: (time.sleep(0.05), x)[1], range(10_000))
+    next(results)
+    timer = threading.Timer(0.3, lambda: shown.cancel())
+    timer.start()
+
+    with pytest.raises(concurrent.futures.CancelledError, match="of 10000 tasks done"):
+        for _ in results:
+            pass
+
+    assert shown.note == "cancelled"
+    assert list(results) == []
+    assert cluster.map(abs, [-1]) == [1]
+    wait_until(lambda: sum(queue.running for queue in cluster.status().queues) == 0, "nothing runs")
+
+
+def test_an_imap_that_is_cancelled_hands_out_nothing_more(cluster, shown):
+    results = cluster.imap(abs, range(1000), chunksize=100)
+    next(results)
+
+    shown.cancel()
+
+    with pytest.raises(concurrent.futures.CancelledError):
+        next(results)
+
+
+def test_an_imap_that_is_interrupted_says_so(cluster, shown):
+    results = cluster.imap(abs, (interrupted(x) for x in itertools.count()))
+
+    with pytest.raises(KeyboardInterrupt):
+        list(results)
+
+    assert shown.note == "interrupted"
+
+
+def interrupted(x):
+    """As Ctrl-C in a user's iterable."""
+    if x == 100:
+        raise KeyboardInterrupt
+    return x
