@@ -103,13 +103,13 @@ def _open_backend(backend: Backend) -> Backend:
 
 def _runner(backend: Backend, future: MapFuture[Any], delay: float, began: tuple[str, int] | None) -> Runner:
     record = future.record
-    if backend.mode is ServerMode.INLINE:
-        backend.begin_inline(record.options)
-        return InlineMap(record)
     options = record.options
+    total = options.total if record.total is None else record.total
+    if backend.mode is ServerMode.INLINE:
+        backend.begin_inline(options)
+        return InlineMap(record, _sink(backend, options, record.fn, total, delay=delay, cancel=future.cancel))
     function = backend.pickle_function(record.fn, options)
     driver = backend.ready_driver()
-    total = options.total if record.total is None else record.total
     return MapRun(
         RunPort(driver, function, backend.place(), record.kind),
         backend.run_maker(driver, options, function[0], total),

@@ -13,11 +13,13 @@ from typing import Any
 
 from gearmap.config import RunOptions, exception_classes
 from gearmap.core.events import TimeOutTask
+from gearmap.core.snapshot import ProgressSink
 from gearmap.errors import ClusterBroken
 from gearmap.runtime.coroutines import awaited
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import Future
 from gearmap.runtime.givenup import GivenUp
+from gearmap.runtime.inlineprogress import InlineProgress
 from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.report import RunNotes
 from gearmap.runtime.task import Task, running_inline
@@ -32,8 +34,9 @@ _Arguments = Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
 class InlineMap:
     """One run of a map: task after task, in the thread that asks for it."""
 
-    def __init__(self, record: MapRecord) -> None:
+    def __init__(self, record: MapRecord, sink: ProgressSink) -> None:
         self._record = record
+        self._sink = sink
         self._fn = _load_function(record.fn)
         self._cancelled = False
 
@@ -57,23 +60,32 @@ class InlineMap:
         began = perf_counter()
         notes = RunNotes("in this process", outcome="ended early")
         self._record.notes.append(notes)
+        shown = InlineProgress(self._record, self._sink)
         is_whole = False
+        note = "interrupted"
         try:
             for task in self._tasks():
                 if self._cancelled:
                     raise CancelledError
                 if options.timeout is not None and perf_counter() - began >= options.timeout:
                     raise self._record.timed_out()
-                self._run(task)
+                self._run(task, shown)
                 if self._record.failed and not options.return_exceptions:
                     raise self._first_error()
             self._record.check_source()
             is_whole = True
-            notes.outcome = "done"
+            notes.outcome, note = "done", ""
+        except CancelledError:
+            note = "cancelled"
+            raise
+        except Exception as error:
+            note = f"failed: {type(error).__name__}"
+            raise
         finally:
             notes.elapsed = perf_counter() - began
             if not is_whole:
                 self._record.keep()
+            shown.end(note)
 
     def _tasks(self) -> Iterator[int]:
         record = self._record
@@ -86,15 +98,20 @@ class InlineMap:
             if taken:
                 yield task
 
-    def _run(self, task: int) -> None:
+    def _run(self, task: int, shown: InlineProgress) -> None:
+        shown.begin(task)
+
         def arguments() -> tuple[tuple[Any, ...], dict[str, Any]]:
             return self._record.arguments_of(task) or (), {}
 
-        result, error, attempts = _run(self._fn, arguments, task, self._record.options)
+        result, error, attempts = _run(self._fn, arguments, task, self._record.options, shown.report)
         if error is None:
             self._record.place(task, [result])
         else:
-            self._record.fail(Failed(task, error, attempts, None))
+            failed = Failed(task, error, attempts, None)
+            self._record.fail(failed)
+            shown.failed(failed)
+        shown.settled()
 
     def _first_error(self) -> BaseException:
         total = self._record.total
@@ -166,7 +183,11 @@ def _call(fn: Callable[..., Any], arguments: _Arguments, task: int) -> Any:
 
 
 def _run(
-    fn: Callable[..., Any], arguments: _Arguments, task: int, options: RunOptions
+    fn: Callable[..., Any],
+    arguments: _Arguments,
+    task: int,
+    options: RunOptions,
+    progress: Callable[[float], object] | None = None,
 ) -> tuple[Any, Exception | None, int]:
     """Call `fn` until it gives a result or has spent its retries; return the result or the last error, and attempts."""
     classes = exception_classes(options.retry_exceptions)
@@ -178,7 +199,7 @@ def _run(
         began = perf_counter()
         deadline = None if limit is None else monotonic() + limit
         try:
-            with running_inline(Task(task, attempt, "inline", deadline, "inline", 0)):
+            with running_inline(Task(task, attempt, "inline", deadline, "inline", 0), progress):
                 result = _call(fn, arguments, task)
         except Exception as raised:
             error = raised

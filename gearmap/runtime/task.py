@@ -94,11 +94,18 @@ class _Job(NamedTuple):
         return Task(number, header.attempt, self.worker, deadline, header.run, header.level)
 
 
+class _Inline(NamedTuple):
+    """The task that runs in the process that asked for it."""
+
+    task: Task
+    progress: Callable[[float], object] | None
+
+
 _job: _Job | None = None
 _clock = 0.0  # when the running task has begun; kept only for tasks that may run out of time
 _endings: list[Callable[[], None]] = []
 _lock = threading.Lock()
-_inline: ContextVar[Task | None] = ContextVar("gearmap_inline_task", default=None)
+_inline: ContextVar[_Inline | None] = ContextVar("gearmap_inline_task", default=None)
 
 
 def current_task() -> Task | None:
@@ -113,7 +120,10 @@ def current_task() -> Task | None:
     [0, 1, 2]
     """
     job = _job
-    return _inline.get() if job is None else job.task()
+    if job is not None:
+        return job.task()
+    inline = _inline.get()
+    return None if inline is None else inline.task
 
 
 def report_progress(done: float, total: float | None = None) -> None:
@@ -136,15 +146,20 @@ def report_progress(done: float, total: float | None = None) -> None:
     ...         gearmap.report_progress(epoch, epochs)
     """
     job = _job
-    if job is None or job.progress is None:
+    inline = _inline.get() if job is None else None
+    if (job is None or job.progress is None) and (inline is None or inline.progress is None):
         return
-    position = job.position[0]
     try:
         fraction = done / (1.0 if total is None else total)
     except ZeroDivisionError:
         return
-    if position >= 0 and fraction == fraction:  # a number
-        job.progress.set(position, min(1.0, max(0.0, fraction)))
+    if fraction != fraction:  # no number
+        return
+    fraction = min(1.0, max(0.0, fraction))
+    if inline is not None and inline.progress is not None:
+        inline.progress(fraction)
+    elif job is not None and job.progress is not None and (position := job.position[0]) >= 0:
+        job.progress.set(position, fraction)
 
 
 # ------------------------------------------------------------------------------------------ for those who run tasks
@@ -187,9 +202,9 @@ def start_clock() -> None:
 
 
 @contextmanager
-def running_inline(task: Task) -> Iterator[None]:
-    """What runs inside runs as a task, in the process that asked for it."""
-    token = _inline.set(task)
+def running_inline(task: Task, progress: Callable[[float], object] | None = None) -> Iterator[None]:
+    """What runs inside runs as a task, in the process that asked for it; `progress` is told how far it is."""
+    token = _inline.set(_Inline(task, progress))
     try:
         yield
     finally:

@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
+import gearmap
 from gearmap.config import RunOptions
+from gearmap.core.snapshot import FailureRow, ProgressSnapshot
+from gearmap.display.sinks import NoSink
 from gearmap.errors import TaskTimeout
+from gearmap.runtime import inlineprogress
 from gearmap.runtime.arguments import ArgumentSource
 from gearmap.runtime.inline import InlineMap, submit_inline
 from gearmap.runtime.maprecord import MapRecord
@@ -33,7 +37,7 @@ def run(options: RunOptions, error: type[Exception] = ValueError) -> Any:
 
 def run_rows(rows: list[tuple[Any, ...]], options: RunOptions) -> list[Any]:
     record = MapRecord(flaky, ArgumentSource([rows], rows=True), options)
-    InlineMap(record).execute()
+    InlineMap(record, NoSink()).execute()
     return record.all_results()
 
 
@@ -67,3 +71,65 @@ def test_a_task_that_took_too_long_has_failed_when_it_returns(retry: Any, calls:
     assert type(error) is TaskTimeout
     assert "task 0 ran longer than task_timeout=1e-09 s (attempt " in str(error)
     assert len(CALLS) == calls
+
+
+class Shown(NoSink):
+    """A display that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.shots: list[ProgressSnapshot] = []
+        self.rows: list[FailureRow] = []
+        self.note = "it has not ended"
+
+    def update(self, snapshot: ProgressSnapshot) -> None:
+        self.shots.append(snapshot)
+
+    def failed(self, row: FailureRow) -> None:
+        self.rows.append(row)
+
+    def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
+        self.shots.append(snapshot)
+        self.note = note
+
+
+def says_how_far(number: int) -> int:
+    gearmap.report_progress(number, 4)
+    if number == 2:
+        raise ValueError("two")
+    return number
+
+
+def show(numbers: list[int], options: RunOptions, monkeypatch: pytest.MonkeyPatch) -> Shown:
+    monkeypatch.setattr(inlineprogress, "INTERVAL", 0.0)
+    shown = Shown()
+    try:
+        InlineMap(MapRecord(says_how_far, ArgumentSource([numbers]), options), shown).execute()
+    except ValueError:
+        pass
+    return shown
+
+
+def test_a_map_shows_what_is_done_and_how_far_the_task_says_that_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = show([1, 3], RunOptions(), monkeypatch)
+    assert [(each.done, each.running, each.partial) for each in shown.shots] == [
+        *((0, 1, 0.0), (0, 1, 0.25), (1, 0, 0.0)),
+        *((1, 1, 0.0), (1, 1, 0.75), (2, 0, 0.0)),
+        (2, 0, 0.0),
+    ]
+    assert [view.task for each in shown.shots for view in each.working] == [0, 0, 1, 1]
+    assert shown.note == ""
+
+
+def test_a_map_shows_its_failures_and_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = show([1, 2, 3], RunOptions(return_exceptions=True), monkeypatch)
+    assert (shown.shots[-1].done, shown.shots[-1].failed, shown.note) == (2, 1, "")
+    assert [(row.task, row.error) for row in shown.rows] == [(1, "ValueError")]
+
+    shown = show([1, 2, 3], RunOptions(), monkeypatch)
+    assert (shown.shots[-1].queued, shown.note) == (1, "failed: ValueError")
+
+
+def test_tiny_tasks_do_not_show_each_of_their_steps() -> None:
+    shown = Shown()
+    InlineMap(MapRecord(says_how_far, ArgumentSource([[1] * 200]), RunOptions()), shown).execute()
+    assert len(shown.shots) < 100
