@@ -8,7 +8,7 @@ is memory that the node has too (`slate`), so what a task printed survives the p
 Rule 2: a task cannot tell it from a text file by anything that people use: `buffer`, `fileno`, `reconfigure` are there,
 and `close` does nothing, because the next task writes to it too.
 Rule 3: a line that is drawn again and again after a carriage return is a progress bar. As on a terminal only its last
-state is seen, and its percentage is how far the task is.
+state is seen, and its percentage is how far the task is. Of bars below each other only the first is seen.
 Rule 4: in a forked copy of the process nobody collects, so what is written there goes straight to the descriptor.
 """
 
@@ -32,6 +32,8 @@ __all__ = ["OUTPUT", "OutputStream"]
 _HELD_CHARS = 4096
 
 _PERCENTAGE = re.compile(r"(\d{1,3})%\|")  # of a tqdm bar
+
+_UP = "\x1b[A"  # the cursor goes up a line
 
 OUTPUT = "output"
 """The mark that there is something to collect."""
@@ -77,6 +79,7 @@ class OutputStream(io.TextIOBase):
         self._parts: list[str] = []
         self._held = 0  # characters in the parts, about
         self._buffer: _Bytes | None = None
+        self._below: list[str] = []  # what may be a bar below the one that is held, see `_waits`
 
     def write(self, text: str) -> int:
         """Keep text for the task's outcome."""
@@ -87,14 +90,43 @@ class OutputStream(io.TextIOBase):
         if not self._is_marked and size:
             self._is_marked = True
             self._marks.append(OUTPUT)
+        if not ((self._below or text[:1] == "\n") and self._waits(text)):
+            self._keep(text)
+        return size
+
+    def _keep(self, text: str) -> None:
         if text[:1] == "\r":
             self._redraw(text)
         # Always to the same list: another thread may be storing it, and takes out only what it has read.
         self._parts.append(text)
-        self._held += size
+        self._held += len(text)
         if "\n" in text or self._held > _HELD_CHARS:
             self._store()
-        return size
+
+    def _waits(self, text: str) -> bool:
+        """Whether it depends on what follows what is to become of the text.
+
+        For a bar below another tqdm goes down, draws it, and comes up again, in three writes. The first of them also
+        ends a bar, so nothing is known before the third.
+        """
+        below = self._below
+        if len(below) == 2 and text[: len(_UP)] == _UP:
+            below.clear()
+            return True
+        if len(below) == 1 and text[:1] == "\r":
+            below.append(text)
+            return True
+        self._keep_below()
+        if text.strip("\n") or not self._parts or self._parts[0][:1] != "\r":
+            return False
+        self._below.append(text)
+        return True
+
+    def _keep_below(self) -> None:
+        """It was no bar below another."""
+        below, self._below = self._below, []
+        for text in below:
+            self._keep(text)
 
     def _redraw(self, text: str) -> None:
         """A line begins again: what stood there of the bar that it was goes."""
@@ -132,6 +164,7 @@ class OutputStream(io.TextIOBase):
 
     def take(self) -> Kept:
         """Return what was written since the last call."""
+        self._keep_below()
         self._put()
         with self._lock:
             kept = self._strip.read()

@@ -174,3 +174,49 @@ def test_what_stood_on_the_line_before_a_bar_stays() -> None:
     out.write("name: ")
     out.write("\r 5%|")
     assert taken(out) == "name: \r 5%|"
+
+
+def test_of_bars_below_each_other_only_the_first_is_kept() -> None:
+    out = stream()
+    for outer in range(3):
+        out.write(f"\r{outer}/2 outer")
+        out.flush()
+        for inner in range(3):
+            for text in ("\n", f"\r{inner}/2 inner", "\x1b[A"):
+                out.write(text)
+                out.flush()
+    out.write("\n")
+    print("after", file=out)
+    assert taken(out) == "\r2/2 outer\nafter\n"
+
+
+def test_a_bar_that_follows_another_is_no_bar_below_it() -> None:
+    out = stream()
+    for bar in ("first", "second"):
+        for percent in (0, 100):
+            out.write(f"\r{percent}% {bar}")
+        out.write("\n")
+    assert taken(out) == "\r100% first\n\r100% second\n"
+
+
+def test_the_end_of_a_bar_is_taken_with_it() -> None:
+    out = stream()
+    out.write("\r100% first")
+    out.write("\n")
+    assert taken(out) == "\r100% first\n"
+    out.write("\r100% second")
+    out.write("\n\n")
+    out.write("\rand")
+    assert taken(out) == "\r100% second\n\n\rand"
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_nested_bars_of_tqdm_leave_what_a_terminal_would_show(leave: bool) -> None:
+    tqdm = pytest.importorskip("tqdm").tqdm
+    out = stream()
+    for _ in tqdm(range(2), desc="outer", file=out, mininterval=0):
+        for _ in tqdm(range(5), desc="inner", file=out, mininterval=0, leave=leave):
+            pass
+    lines = [line.rpartition("\r")[2] for line in taken(out).split("\n")]
+    inner = ["inner: 100%"] * 2 if leave else []
+    assert [line[:11] for line in lines] == [*inner, "outer: 100%", ""]
