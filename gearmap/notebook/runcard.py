@@ -83,6 +83,7 @@ class RunCard:
         self._snapshot: ProgressSnapshot | None = None
         self._told_at = 0.0
         self._failures: list[FailureRow] = []
+        self._n_failed = 0
         self._seen: dict[str, None] = {}
         self._notice = ""
         self._text = ""
@@ -110,7 +111,8 @@ class RunCard:
         self._notice = text
 
     def failed(self, row: FailureRow) -> None:
-        """Show the first of them."""
+        """Show the first of them, once the counts have them too."""
+        self._n_failed += 1
         if len(self._failures) < SHOWN_FAILURES:
             self._failures.append(row)
 
@@ -120,7 +122,8 @@ class RunCard:
 
     def finish(self, snapshot: ProgressSnapshot, note: str) -> None:
         """Leave the summary in place of the card, if that was shown."""
-        self._snapshot, self._ended = snapshot, note
+        snapshot = self._snapshot = _with_failures(snapshot, self._n_failed)
+        self._ended = note
         self._ticker.remove(self)
         if self._is_shown:
             self._carefully(lambda: self._face.end(self._view(snapshot)))
@@ -148,11 +151,12 @@ class RunCard:
     # ------------------------------------------------------------------------------------------------------ any thread
 
     def _view(self, shot: ProgressSnapshot | None) -> RunView:
+        n_told = 0 if shot is None else shot.failed  # rows come before the counts that have them
         return RunView(
             title=self._request.title,
             where=self._request.where,
             snapshot=shot,
-            failures=tuple(self._failures),
+            failures=tuple(self._failures[:n_told]),
             seen=tuple(self._seen),
             notice=self._notice,
             ended=self._ended,
@@ -167,6 +171,16 @@ class RunCard:
             except Exception as error:  # whatever a front end may raise: results matter more than a card
                 logger.debug("the card is given up: %s: %s", type(error).__name__, error)
                 self._is_broken = True
+
+
+def _with_failures(shot: ProgressSnapshot, failed: int) -> ProgressSnapshot:
+    """Return the last counts, which may be older than the last failure of a run that was ended, with all of them."""
+    more = failed - shot.failed
+    if more <= 0:
+        return shot
+    running = max(0, shot.running - more)
+    queued = max(0, shot.queued - (more - (shot.running - running)))
+    return replace(shot, failed=failed, running=running, queued=queued)
 
 
 class HtmlFace:
@@ -227,9 +241,10 @@ class CardFace:
     def show(self, view: RunView, text: str) -> None:
         """Send what has changed."""
         widget = self._widget
-        if len(view.failures) != len(widget.rows):
-            widget.rows = card_rows(view.failures)
-        widget.state = card_state(view)
+        with widget.hold_sync():  # one message, so that rows and counts change together
+            if len(view.failures) != len(widget.rows):
+                widget.rows = card_rows(view.failures)
+            widget.state = card_state(view)
         now = time.monotonic()
         if text != widget.text and now >= self._next_text:
             self._next_text = now + TEXT_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -60,6 +61,9 @@ class Widget:
     def __setattr__(self, name: str, value: Any) -> None:
         self.sent.append(name)
         self.__dict__[name] = value
+
+    def hold_sync(self) -> Any:
+        return nullcontext()
 
     def on_msg(self, handler: Any) -> None:
         self.__dict__["handler"] = handler
@@ -148,14 +152,32 @@ def test_a_tick_sends_one_state_and_failures_only_when_there_are_more() -> None:
     scene = Scene()
     card = scene.card()
     for done in range(1000):
-        card.update(replace(SHOT, done=done))
+        card.update(replace(SHOT, done=done, failed=1))
     card.failed(FailureRow(task=1, call="f(1)", error="E", message="m", worker="w0", attempts=1))
     card.tick()
     card.tick()
     widget = scene.widgets[0]
     assert widget.sent == ["rows", "state", "state"]
-    assert widget.state["settled"] == 999
+    assert widget.state["settled"] == 1000
     assert widget.rows[0]["task"] == 1
+
+
+def test_rows_of_failures_wait_for_the_counts_that_have_them() -> None:
+    scene = Scene()
+    card = scene.card()
+    for task in (1, 2):
+        card.failed(FailureRow(task=task, call="", error="E", message="m", worker=None, attempts=1))
+        card.tick()
+    widget = scene.widgets[0]
+    assert (widget.rows, widget.state["n_failed"]) == ([], 0)
+    card.update(replace(SHOT, failed=1))
+    card.tick()
+    assert ([row["task"] for row in widget.rows], widget.state["n_failed"]) == ([1], 1)
+    card.finish(SHOT, "interrupted")  # the last counts that have come
+    html = scene.handle.bundles[-1]["text/html"]
+    assert "2 failed" in html
+    assert "failed 2" in html
+    assert "cancelled 4" in html
 
 
 def test_failures_and_output_are_bounded() -> None:
@@ -164,6 +186,7 @@ def test_failures_and_output_are_bounded() -> None:
     for task in range(1000):
         card.failed(FailureRow(task=task, call="", error="E", message="m", worker=None, attempts=1))
         card.printed(task, "stdout", "x" * 10_000)
+    card.update(replace(SHOT, failed=1000))
     card.tick()
     widget = scene.widgets[0]
     assert len(widget.rows) == SHOWN_FAILURES
