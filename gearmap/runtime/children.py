@@ -32,6 +32,7 @@ from gearmap.runtime.memory_use import high_water_bytes, total_bytes
 from gearmap.runtime.nodeline import NodeLine
 from gearmap.runtime.outlets import ENDS, NodeOutlet, open_outlets
 from gearmap.runtime.slate import SLATE_BYTES, Kept, Slate, Strip
+from gearmap.wire.pieces import Piece, joined_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,9 +60,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The child committed an outcome; `last` if it is not to be given another job."""
+    """The child committed an outcome; `last` if it is not to be given another job.
 
-    sealed: bytes | memoryview
+    Results of short tasks that follow each other come as they lay on the shelf, and the node seals them.
+    """
+
+    sealed: bytes | memoryview | list[Piece]
     final: bool
     last: bool = False
 
@@ -360,7 +364,7 @@ class Child:
 
     def fetch(self) -> None:
         """Report what the child has committed to the shelf."""
-        self._reports += [Committed(sealed, final=False) for sealed in self._slate.shelf.take()]
+        self._reports += [Committed(each, final=False) for each in joined_pieces(self._slate.shelf.take())]
 
     def _add_report(self, kind: bytes, body: bytes | memoryview) -> None:
         self.fetch()  # it lay there before the child wrote to the pipe

@@ -7,18 +7,22 @@ printed are in the same one.
 
 Outcomes before the last lie on the slate's shelf while there is room, where the node fetches them when it has a reason
 to look: to wake it for each would cost it, and the core that the tasks run on, more than to write them. Once one was
-too large and went through the pipe, all that follow do, so the order is that of shelf, then pipe.
+too large and went through the pipe, all that follow do, so the order is that of shelf, then pipe. Small results lie
+there pickled and not sealed: sealing takes three times as long as all the rest, and what the node seals at once for a
+whole job, the client opens at once.
 """
 
 from __future__ import annotations
 
 import socket
+from math import inf
 from typing import Any
 
 from gearmap.runtime.advice import advice
 from gearmap.runtime.child import COMMIT, FINAL, FRAME, LAST, PACKING, Job
 from gearmap.runtime.slate import Shelf
 from gearmap.wire import envelope
+from gearmap.wire.framing import Payload
 from gearmap.wire.outcome import (
     NotRun,
     NotRunReason,
@@ -29,12 +33,18 @@ from gearmap.wire.outcome import (
     encode_outcome,
     encode_results,
 )
+from gearmap.wire.pieces import MOST_POSITION, Piece
 from gearmap.wire.seal import Sealer
+from gearmap.wire.serializer import try_dumps
 
 __all__ = ["COMMIT_SECONDS", "Committer"]
 
 # Work that may be lost with the process although it was done. Raised: fewer, larger outcomes; lowered: less is rerun.
 COMMIT_SECONDS = 0.001
+
+# Results up to this size are left to the node to seal, together with others. Raised: fewer messages; lowered: the node,
+# which has one thread for all workers, seals less.
+_PIECE_BYTES = 1024
 
 # What tasks printed, held back for an outcome. Raised: fewer outcomes of tasks that print much; lowered: less memory.
 _HELD_BYTES = 262144
@@ -134,10 +144,42 @@ class Committer:
         self._send(final=True)
 
     def _send(self, *, final: bool, not_run: NotRun | None = None, last: bool = False) -> None:
-        job = self._job
         if self._index is not None and self._held and (len(self._held) > 1 or len(self._held[0][1]) > 1):
             self._index[0] = PACKING  # if one of these results is the end of this process, nobody knows which
-        header, body = self._encoded(final, not_run)
+        payload = self._pickled_row() if not_run is None else None
+        if final or payload is None or not self._shelve(payload):
+            self._seal(payload, final, not_run, last)
+        self._held, self._held_failures, self._for_good, self._elapsed = [], [], (), 0.0
+        self._seconds = ()
+        if self._printed:
+            self._printed = []
+
+    def _pickled_row(self) -> Payload | None:
+        """Return the results that are held if they are one row and all there is to say, pickled; else None."""
+        if len(self._held) != 1 or self._held_failures or self._printed:
+            return None
+        try:
+            return try_dumps(self._held[0][1])
+        except BaseException:  # what pickling raises is anything; encode_outcome tells it apart
+            return None
+
+    def _shelve(self, payload: Payload) -> bool:
+        """Leave small results to the node as they are; return whether that was possible."""
+        stream = payload[0]
+        first, results = self._held[0]
+        if (
+            self._shelf is None
+            or len(payload) > 1
+            or len(stream) > _PIECE_BYTES
+            or first > MOST_POSITION
+            or not 0 <= self._elapsed < inf
+        ):
+            return False
+        return self._shelf.put_piece(Piece(first, len(results), self._elapsed, bytes(stream)))
+
+    def _seal(self, payload: Payload | None, final: bool, not_run: NotRun | None, last: bool) -> None:
+        job = self._job
+        header, body = self._encoded(payload, final, not_run)
         message = envelope.seal_now(
             kind=envelope.Kind.OUTCOME,
             key=self._sealer,
@@ -151,10 +193,6 @@ class Committer:
         )
         self._hand_over(message, LAST if last else FINAL if final else COMMIT)
         self._sequence += 1
-        self._held, self._held_failures, self._for_good, self._elapsed = [], [], (), 0.0
-        self._seconds = ()
-        if self._printed:
-            self._printed = []
 
     def _hand_over(self, message: bytes | envelope.SealedMessage, kind: bytes) -> None:
         if kind == COMMIT and self._shelf is not None:
@@ -168,11 +206,13 @@ class Committer:
             self._pipe.sendall(head)
             message.write_to(self._pipe.sendall)
 
-    def _encoded(self, final: bool, not_run: NotRun | None) -> tuple[bytes, list[Any]]:
+    def _encoded(self, payload: Payload | None, final: bool, not_run: NotRun | None) -> tuple[bytes, list[Any]]:
         held = self._held
-        if len(held) == 1 and not self._held_failures and not self._printed and not_run is None:
+        if payload is not None:
             first, results = held[0]
-            encoded = encode_results(first, results, elapsed=self._elapsed, final=final, worker=self._job.worker)
+            encoded = encode_results(
+                first, len(results), payload, elapsed=self._elapsed, final=final, worker=self._job.worker
+            )
             if encoded is not None:
                 return encoded
         outcome = Outcome(

@@ -16,6 +16,7 @@ from gearmap.errors import EnvelopeError
 from gearmap.runtime.futures import ResultBatch
 from gearmap.wire import envelope, seal
 from gearmap.wire.outcome import DecodedOutcome, NotRunReason, decode_outcome, decode_results
+from gearmap.wire.pieces import Pieces, are_pieces, decode_pieces
 from gearmap.wire.printed import LIVE, LIVE_HEARD, NO_OUTPUT, Output, Printed, by_position, is_live
 
 __all__ = ["OutcomeReader"]
@@ -135,9 +136,9 @@ class OutcomeReader:
             prefix = envelope.parse_prefix(rest)
             if prefix.kind is envelope.Kind.NODE and prefix.session_id == self._session_id:
                 header, body = envelope.open_message(rest, prefix, self._writer(prefix).sealer, self._context)
-                outcome = decode_outcome(header, body).outcome
-                if outcome.node:
-                    self.nodes = (self.nodes or {}) | {prefix.execution_id: outcome.node}
+                node = "" if are_pieces(header) else decode_outcome(header, body).outcome.node
+                if node:
+                    self.nodes = (self.nodes or {}) | {prefix.execution_id: node}
             rest = rest[prefix.total_bytes :]
 
     def _read_message(
@@ -163,6 +164,8 @@ class OutcomeReader:
                 shown = self._take_shown(prefix.execution_id, heard, ())
                 batch.outputs = _by_offset(by_position(heard, shown), first, stop)
             return event, [batch]
+        if prefix.kind is envelope.Kind.NODE and are_pieces(header):
+            return self._read_pieces(attempt, prefix.execution_id, decode_pieces(header, body))
         decoded = decode_outcome(header, body)
         outcome = decoded.outcome
         if prefix.kind is envelope.Kind.NODE and outcome.not_run is None:
@@ -178,6 +181,22 @@ class OutcomeReader:
         shown = self._take_shown(prefix.execution_id, heard, outcome.printed)
         outcome = replace(outcome, printed=(*heard, *outcome.printed))
         return _event(attempt, prefix.execution_id, replace(decoded, outcome=outcome), shown)
+
+    def _read_pieces(
+        self, attempt: int, execution: bytes, pieces: Pieces
+    ) -> tuple[ev.OutcomeArrived, list[ResultBatch]]:
+        """Each piece is a batch of its own: a result that does not unpickle here is the loss of nobody else."""
+        done = tuple((piece.first, piece.first + piece.n_tasks) for piece in pieces.pieces)
+        seconds = sum(piece.seconds for piece in pieces.pieces)
+        count = done[-1][1] - done[0][0]
+        event = ev.OutcomeArrived(attempt, execution, pieces.worker, done, (), None, seconds, count, False)
+        batches = [ResultBatch((piece.stream,), piece.seconds / piece.n_tasks) for piece in pieces.pieces]
+        if self._heard:
+            heard = self._take_heard(event)
+            outputs = by_position(heard, self._take_shown(execution, heard, ()))
+            for batch, (start, stop) in zip(batches, done, strict=True):
+                batch.outputs = _by_offset(outputs, start, stop)
+        return event, batches
 
     def take_live(self) -> list[tuple[bytes, Printed]]:
         """Return what has come of tasks that run, each piece with its execution."""

@@ -19,6 +19,7 @@ from gearmap.transport.events import AssignedJob
 from gearmap.wire import envelope, seal
 from gearmap.wire.jobheader import HeaderMemo, JobHeader
 from gearmap.wire.outcome import Outcome, Printed, encode_outcome
+from gearmap.wire.pieces import encode_pieces
 
 __all__ = ["JobOpener", "Work"]
 
@@ -55,6 +56,7 @@ class Work:
         "_told",
         "_told_of",
         "_unique",
+        "_worker",
         "began",
         "execution_id",
         "header",
@@ -90,6 +92,7 @@ class Work:
         self._context = context
         self._session_key = session_key
         self._job_key = job_key
+        self._worker = ""
         self._committed: list[Any] = []
         self._sequence = 0
 
@@ -107,7 +110,8 @@ class Work:
         )
 
     def head_for_child(self, worker: str, number: int) -> bytes:
-        """Return what precedes the job's data on a child's pipe."""
+        """Return what precedes the job's data on a child's pipe. The worker's name is that in what the node tells."""
+        self._worker = worker
         return encode_job(
             self.execution_id,
             self._job_key,
@@ -119,11 +123,14 @@ class Work:
             len(self.job.data),
         )
 
-    def commit(self, sealed: Any) -> None:
-        """Keep a sealed outcome of the child until it is sent; what was heard of its tasks comes before it."""
+    def commit(self, committed: Any) -> None:
+        """Keep what the child has committed until it is sent; what was heard of its tasks comes before it.
+
+        Pieces are a list, and sealed when they are sent; everything else the child has sealed.
+        """
         if self._heard:
             self.commit_own(Outcome(printed=self.take_heard()))
-        self._committed.append(sealed)
+        self._committed.append(committed)
 
     def hear(self, position: int, stream: str, data: bytes) -> None:
         """Keep what the task at a position has written to a descriptor."""
@@ -166,15 +173,21 @@ class Work:
     def take_committed(self) -> Any:
         """Return what was committed since the last call, as one body, or None if nothing was."""
         committed, self._committed = self._committed, []
-        committed = [self.sealed(each) if type(each) is Outcome else each for each in committed]
+        for at, each in enumerate(committed):
+            if type(each) is Outcome:
+                committed[at] = self.sealed(each)
+            elif type(each) is list:
+                committed[at] = self._sealed(*encode_pieces(each, worker=self._worker))
         if len(committed) == 1:
             return committed[0]  # nearly always so, and then a body without joints is sent in one piece
         return Parts(committed) if committed else None
 
     def sealed(self, outcome: Outcome) -> bytes:
         """Seal what the node itself says about the execution."""
-        header, body = encode_outcome(outcome, ())
-        message = envelope.seal_message(
+        return self._sealed(*encode_outcome(outcome, ()))
+
+    def _sealed(self, header: bytes, body: list[Any]) -> bytes:
+        message = envelope.seal_now(
             kind=envelope.Kind.NODE,
             key=seal.node_key(self._session_key, self._unique, self.execution_id),
             session_id=self.prefix.session_id,
@@ -186,7 +199,7 @@ class Work:
             body=body,
         )
         self._sequence += 1
-        return message.to_bytes()
+        return message if isinstance(message, bytes) else message.to_bytes()
 
 
 class JobOpener:

@@ -12,6 +12,7 @@ functions  a function pickled once while what it captures cannot have changed
 explain    which part of a value does not pickle, and what to do about it
 failure    a task's exception as text and payload, and its rebuilding in the client
 outcome    the header and the body of an outcome
+pieces     results of short tasks, told of together
 jobheader  the header of a job
 ========== ===================================================================================
 """

@@ -205,7 +205,7 @@ def encode_outcome(outcome: Outcome, results: Sequence[tuple[int, Sequence[Any]]
 
 
 def encode_results(
-    first: int, values: list[Any], *, elapsed: float, final: bool, worker: str
+    first: int, count: int, payload: Payload, *, elapsed: float, final: bool, worker: str
 ) -> tuple[bytes, list[Buffer]] | None:
     """Header and body of an outcome that is one run of results and nothing else, the most frequent one.
 
@@ -213,24 +213,26 @@ def encode_results(
     ----------
     first
         The first task's position.
-    values
-        The results from there on, at least one.
+    count
+        How many results there are from there on, at least one.
+    payload
+        The list of them, pickled.
     elapsed
         Seconds of work, for all of them together.
 
     Returns
     -------
     tuple or None
-        Like `encode_outcome`; None if only that can say it: a result does not pickle, or a field is odd.
+        Like `encode_outcome`; None if only that can say it, as a field is odd.
     """
     if not 0 <= elapsed < math.inf:
         return None
     try:
         name = worker.encode("utf-8")
-        header = _RESULTS.pack(_RESULTS_MARK, final, first, first + len(values), elapsed, len(values))
-        return header + name, frame((try_dumps(values),))
-    except BaseException:  # what pickling raises is anything; encode_outcome tells it apart
+    except UnicodeEncodeError:
         return None
+    header = _RESULTS.pack(_RESULTS_MARK, final, first, first + count, elapsed, count)
+    return header + name, frame((payload,))
 
 
 def decode_results(header: bytes, body: Buffer) -> tuple[int, int, float, int, bool, str, Payload] | None:

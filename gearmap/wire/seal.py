@@ -91,7 +91,7 @@ def outcome_key(session_key: bytes | Deriver, unique: bytes, execution_id: bytes
 
 
 def node_key(session_key: bytes | Deriver, unique: bytes, execution_id: bytes) -> bytes:
-    """The key of one execution's beats and refusals, written by the node only."""
+    """The key of one execution's beats, refusals and pieces of results, written by the node only."""
     _check_id("execution_id", execution_id)
     return _expand(session_key, b"gearmap1 node" + _length(unique) + unique + execution_id)
 

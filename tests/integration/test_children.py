@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from gearmap.runtime.children import Child, Committed, Ended, Ready, Report, chi
 from gearmap.transport.poller import Poller
 from gearmap.wire import envelope, seal
 from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader, encode_numbers
-from gearmap.wire.outcome import DecodedOutcome, NotRunReason, decode_outcome
+from gearmap.wire.outcome import DecodedOutcome, NotRunReason, Outcome, decode_outcome
+from gearmap.wire.pieces import Piece
 from gearmap.wire.serializer import dumps, loads
 
 CONTEXT = envelope.make_context(b"function", b"unique")
@@ -91,6 +93,8 @@ class Person:
     def hear(self) -> tuple[DecodedOutcome, Committed]:
         """Return the next outcome, opened, and how it came."""
         report = self.listen(Committed)
+        if isinstance(report.sealed, list):
+            return decoded_pieces(report.sealed), report
         message = memoryview(report.sealed)
         prefix = envelope.parse_prefix(message)
         header, body = envelope.open_message(message, prefix, seal.Sealer(OUTCOME_KEY), CONTEXT)
@@ -106,6 +110,12 @@ class Person:
                 found += loads(payload)
             if report.final:
                 return found
+
+
+def decoded_pieces(pieces: list[Piece]) -> DecodedOutcome:
+    """Return what results that were not sealed say."""
+    results = tuple((piece.first, piece.first + piece.n_tasks, (piece.stream,)) for piece in pieces)
+    return DecodedOutcome(outcome=Outcome(), results=results)
 
 
 @pytest.fixture
@@ -245,6 +255,23 @@ def test_a_result_whose_pickling_wants_to_end_the_process_fails_its_task_only(
 
 
 # ----------------------------------------------------------------------------------------------------------- positions
+
+
+def test_what_short_tasks_of_a_child_gave_that_then_died_is_told_once_and_the_rest_is_not(person: Person) -> None:
+    def task(x: int) -> int:
+        time.sleep(0.002)
+        if x == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x * x
+
+    person.give(task, list(range(6)))
+
+    decoded, report = person.hear()
+    assert not report.final
+    assert [loads(payload) for _, _, payload in decoded.results] == [[0], [1], [4], [9]]
+    assert [(start, stop) for start, stop, _ in decoded.results] == [(at, at + 1) for at in range(4)]
+    assert person.listen(Ended).position == 4
+    assert not person.reports
 
 
 def test_a_child_tells_which_task_it_runs_and_when_it_runs_none(person: Person, tmp_path: Path) -> None:

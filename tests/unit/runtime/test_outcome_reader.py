@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from gearmap.errors import WireError
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.wire import envelope, seal
 from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, Printed, describe_exception, encode_outcome
+from gearmap.wire.pieces import Piece, encode_pieces
 from gearmap.wire.printed import Output
 
 SESSION_ID = b"s" * 16
@@ -33,7 +35,12 @@ class Writer:
 
     def says(self, first: int = 0, values: tuple[Any, ...] = (), **fields: Any) -> bytes:
         outcome = Outcome(worker=self._worker, elapsed=0.25 * len(values), count=len(values), **fields)
-        header, body = encode_outcome(outcome, [(first, values)] if values else [])
+        return self._sealed(*encode_outcome(outcome, [(first, values)] if values else []))
+
+    def hands_on(self, *pieces: Piece) -> bytes:
+        return self._sealed(*encode_pieces(pieces, worker=self._worker))
+
+    def _sealed(self, header: bytes, body: list[Any]) -> bytes:
         message = envelope.seal_message(
             kind=self._kind,
             key=self._key,
@@ -85,6 +92,40 @@ def test_a_task_that_ran_too_long_is_named_unless_the_child_had_moved_on(blamed:
     slow = NotRun(reason=NotRunReason.TIMED_OUT, detail="31 s")
     ((event, _),) = read(Writer(is_node=True).says(not_run=slow, final=True, beat=blamed))
     assert event.not_run == ev.NotRunReport(ev.NotRunKind.TIMED_OUT, "31 s", blamed, None, why="timed_out")
+
+
+PIECES = (Piece(0, 2, 0.5, pickle.dumps([1, 2])), Piece(2, 1, 3.0, pickle.dumps([3])))
+
+
+def test_results_that_the_node_hands_on_are_a_batch_for_each_piece() -> None:
+    child, node = Writer(), Writer(is_node=True)
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    ((event, batches),) = reader.read(ATTEMPT, node.hands_on(*PIECES) + child.says(3, (4,), final=True))
+    assert isinstance(event, ev.OutcomeArrived)
+    assert [batch.values() for batch in batches] == [[1, 2], [3], [4]]
+    assert [batch.seconds for batch in batches] == [0.25, 3.0, 0.25]
+    assert event.done == ((0, 2), (2, 3), (3, 4))
+    assert (event.worker, event.count, event.elapsed, event.final) == ("w1", 4, 3.75, True)
+
+
+def test_what_the_node_has_read_of_a_task_comes_with_the_result_that_it_hands_on() -> None:
+    node = Writer(is_node=True)
+    heard = node.says(printed=(Printed(2, "stdout", b"from C"),))
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    _, (_, batches) = reader.read(ATTEMPT, heard + node.hands_on(*PIECES))
+    assert [dict(batch.outputs) for batch in batches] == [{}, {0: Output(stdout="from C")}]
+
+
+def test_only_a_node_hands_on_pieces() -> None:
+    with pytest.raises(WireError):
+        read(Writer().hands_on(*PIECES))
+
+
+def test_nodes_are_found_among_pieces() -> None:
+    node = Writer(is_node=True)
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    reader.find_nodes(node.hands_on(*PIECES) + node.says(node="n1"))
+    assert reader.nodes == {b"e" * 16: "n1"}
 
 
 def test_what_the_node_says_last_of_an_execution_ends_the_row() -> None:

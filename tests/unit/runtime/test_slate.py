@@ -6,8 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearmap.runtime.slate import HEAD_BYTES, SHELF_BYTES, SLATE_BYTES, TAIL_BYTES, Kept, Slate, Strip
+from gearmap.wire.pieces import MOST_POSITION, Piece, encode_pieces, joined_pieces
 
 KEPT_BYTES = HEAD_BYTES + TAIL_BYTES
+
+PIECES = st.builds(
+    Piece,
+    st.integers(0, MOST_POSITION),
+    st.integers(0, MOST_POSITION),
+    st.floats(allow_nan=False),
+    st.binary(max_size=400),
+)
 
 
 def kept_of(data: bytes) -> Kept:
@@ -47,15 +56,15 @@ def test_streams_and_index_are_apart() -> None:
     }
 
 
-@given(st.lists(st.binary(max_size=400)), st.sets(st.integers(min_value=0, max_value=100)))
-def test_what_is_put_on_the_shelf_is_fetched_once_and_in_order(outcomes: list[bytes], looks: set[int]) -> None:
+@given(st.lists(st.binary(max_size=400) | PIECES), st.sets(st.integers(min_value=0, max_value=100)))
+def test_what_is_put_on_the_shelf_is_fetched_once_and_in_order(outcomes: list[bytes | Piece], looks: set[int]) -> None:
     # given
     memory = bytearray(SLATE_BYTES)
     child, node = Slate(memory).shelf, Slate(memory).shelf
-    fetched: list[bytes] = []
+    fetched: list[bytes | Piece] = []
     # when
     for number, outcome in enumerate(outcomes):
-        assert child.put(outcome)
+        assert child.put_piece(outcome) if isinstance(outcome, Piece) else child.put(outcome)
         if number in looks:
             fetched += node.take()
     # then
@@ -75,11 +84,21 @@ def test_what_has_no_room_on_the_shelf_is_not_put_there_and_harms_nothing() -> N
     assert Slate(memory).shelf.take() == [b"x" * 1000] * (SHELF_BYTES // 1004)
 
 
+def test_a_piece_that_has_no_room_on_the_shelf_is_not_put_there_and_harms_nothing() -> None:
+    memory = bytearray(SLATE_BYTES)
+    shelf = Slate(memory).shelf
+    piece = Piece(7, 1, 0.25, b"x" * 1000)
+    while shelf.put_piece(piece):
+        pass
+    assert Slate(memory).shelf.take() == [piece] * (SHELF_BYTES // 1020)
+
+
 def test_a_forked_copy_puts_nothing_on_the_shelf() -> None:
     memory = bytearray(SLATE_BYTES)
     shelf = Slate(memory).shelf
     shelf.close()
     assert not shelf.put(b"x")
+    assert not shelf.put_piece(Piece(0, 1, 0.0, b"x"))
     assert Slate(memory).shelf.take() == []
 
 
@@ -88,7 +107,11 @@ def test_a_shelf_that_a_task_has_scribbled_on_is_read_to_an_end(noise: bytes, co
     memory = bytearray(SLATE_BYTES)
     memory[24:32] = count.to_bytes(8, "little", signed=True)
     memory[-SHELF_BYTES:] = noise * (SHELF_BYTES // 64)
-    assert sum(map(len, Slate(memory).shelf.take())) <= SHELF_BYTES
+    taken = Slate(memory).shelf.take()
+    assert sum(len(each.stream if isinstance(each, Piece) else each) for each in taken) <= SHELF_BYTES
+    for each in joined_pieces(taken):
+        if isinstance(each, list):
+            encode_pieces(each, worker="w")  # whatever it says: who opens it refuses it
 
 
 @given(st.integers(0, 3 * KEPT_BYTES), st.integers(0, 3 * KEPT_BYTES), st.integers(1, TAIL_BYTES))
