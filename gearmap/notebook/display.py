@@ -27,7 +27,7 @@ def install() -> None:
     registry.register(display)
     formatters = getattr(_shell(), "display_formatter", None)
     if display.is_here() and formatters is not None:
-        install_formatters(formatters.formatters["text/html"])
+        install_formatters(formatters.formatters["text/html"], formatters.ipython_display_formatter)
 
 
 class KernelDisplay:

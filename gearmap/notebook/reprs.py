@@ -5,6 +5,7 @@ Law of the file: looking changes nothing. It waits for nobody, and no result is 
 
 from __future__ import annotations
 
+import sys
 import time
 from html import escape
 from typing import Any
@@ -13,12 +14,15 @@ from gearmap.core.snapshot import FailureRow, ProgressSnapshot
 from gearmap.display.view import SHOWN_FAILURES, RunView, failures_html, summary_html
 from gearmap.runtime.futures import Future
 from gearmap.runtime.mapfuture import FailedTask, FailedTasks, MapFuture
+from gearmap.runtime.retelling import show
+from gearmap.wire.printed import Output
 
-__all__ = ["failed_html", "future_html", "install_formatters", "map_html"]
+__all__ = ["failed_html", "future_html", "install_formatters", "map_html", "show_output"]
 
 
-def install_formatters(formatter: Any) -> None:
-    """Have IPython's formatter of HTML show futures and runs."""
+def install_formatters(formatter: Any, displayer: Any) -> None:
+    """Have IPython's formatter of HTML show futures and runs, and what shows things by itself what tasks printed."""
+    displayer.for_type(Output, show_output)
     formatter.for_type(MapFuture, map_html)
     formatter.for_type(Future, future_html)
     formatter.for_type(FailedTasks, failed_html)
@@ -82,6 +86,13 @@ def future_html(future: Future[Any]) -> str:
     if seconds is not None:
         facts.append(f"{seconds:.3g} s")
     return f"<div>{' · '.join(facts)}</div>"
+
+
+def show_output(output: Output) -> None:
+    """Show what a task printed and displayed."""
+    for file, text in ((sys.stdout, output.stdout), (sys.stderr, output.stderr)):
+        file.write(text)
+    show(output.outputs)
 
 
 def failed_html(failed: FailedTasks) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gearmap.runtime.futures import Future, FutureOwner, PendingFailure, ResultBatch
-from gearmap.runtime.retelling import Retelling
+from gearmap.runtime.retelling import Retelling, show
 
 __all__ = ["ChunkFuture"]
 
@@ -84,10 +84,11 @@ class ChunkFuture(Future[Any]):
         self._check(at, self.size)
 
     def _retell(self, first: int, size: int, batch: ResultBatch, offset: int) -> None:
-        """Say again what tasks warned of."""
+        """Say again what tasks warned of and displayed."""
         retelling = Retelling()
         for at in sorted(batch.outputs):
             if offset <= at < offset + size:
+                show(batch.outputs[at].outputs)
                 retelling.take(self.task_index + first + at - offset, batch.outputs[at].notes)
         retelling.end()
 

@@ -25,11 +25,12 @@ from typing import Any, Protocol, TypeVar
 
 from gearmap.errors import SerializationError
 from gearmap.runtime.givenup import GivenUp
-from gearmap.runtime.retelling import retell
+from gearmap.runtime.retelling import retell, show
 from gearmap.runtime.userframes import own_frames_hidden, raised_anew
 from gearmap.wire.outcome import TaskFailure, rebuild_exception
 from gearmap.wire.printed import NO_OUTPUT, Output
 from gearmap.wire.serializer import loads
+from gearmap.wire.shown import Bundle
 
 __all__ = ["Future", "FutureOwner", "PendingFailure", "ResultBatch", "begin", "settle"]
 
@@ -269,6 +270,14 @@ class Future(concurrent.futures.Future[T]):
         """What the task wrote to its standard error; like `stdout`."""
         return self._printed().stderr
 
+    @property
+    def outputs(self) -> list[Bundle]:
+        """What the task displayed, and the figures that it left open: the forms of each by their MIME types.
+
+        A cell that ends with one of them shows it. In a notebook `result` shows all, once.
+        """
+        return self._printed().outputs
+
     def _printed(self) -> Output:
         if self._state == RUNNING and self._owner is not None:
             return self._owner.printed_so_far(self)
@@ -336,7 +345,8 @@ class Future(concurrent.futures.Future[T]):
             self._output = batch.outputs.get(self._offset, NO_OUTPUT)
         self._result = result
         values[self._offset] = None
-        if batch.outputs and self._output.notes:
+        if batch.outputs and (self._output.notes or self._output.shown):
+            show(self._output.outputs)
             retell(self.task_index, self._output.notes)  # last: it may raise, and the next call gives the result
         return result
 
@@ -410,7 +420,8 @@ class Future(concurrent.futures.Future[T]):
                     pending.rebuilt = rebuild_exception(failure, notes=pending.notes)
                 else:
                     pending.rebuilt = failure.error()
-                if failure.output.notes:
+                if failure.output.notes or failure.output.shown:
+                    show(failure.output.outputs)
                     retell(self.task_index, failure.output.notes, is_raising=False)
             return pending.rebuilt
 

@@ -66,7 +66,7 @@ class ImapRun:
         self._source = source
         self._options = options
         self._sink = make_sink(self.cancel)
-        self._echo = Echo(self._sink)
+        self._echo = Echo(self._sink, is_kept=False)
         self._on_notice = on_notice
         self._buffer = Buffer(buffersize=buffersize, chunksize=options.chunksize, max_workers=options.max_workers)
         self._arrived: InOrder[_Piece] | AsTheyCome[_Piece] = InOrder() if ordered else AsTheyCome()

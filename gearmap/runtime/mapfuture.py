@@ -78,7 +78,7 @@ class FailedTask:
         self.attempts = failed.attempts
         self.worker = failed.worker
         self.duration = failed.seconds
-        self.stdout, self.stderr, _ = failed.output
+        self.stdout, self.stderr = failed.output.stdout, failed.output.stderr
 
     @property
     def exception(self) -> BaseException:
@@ -421,7 +421,9 @@ class MapFuture(Generic[R]):
     def output(self, task: int) -> Output:
         """Return what a settled task printed, as `.stdout` and `.stderr`; of much, the beginning and the end.
 
-        Of all tasks together 4 MiB are kept, the newest; for what is not there, both are empty.
+        `.outputs` is what it displayed, and the figures that it left open. A cell that ends with this shows all.
+
+        Of all tasks together 4 MiB are kept, the newest; for what is not there, all are empty.
         """
         return self.record.output_of(task)
 

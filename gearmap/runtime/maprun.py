@@ -54,7 +54,7 @@ class MapRun:
         self._make_run = make_run
         self._record = record
         self._sink = sink
-        self._echo = Echo(sink)
+        self._echo = Echo(sink, is_kept=True)
         self._on_notice = on_notice
         self._arrived: deque[tuple[int, int, ResultBatch, int, str]] = deque()
         self._error: GearmapError | None = None

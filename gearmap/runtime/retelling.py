@@ -15,12 +15,14 @@ import logging
 import sys
 import warnings
 from bisect import insort
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any
 
 from gearmap.wire.notes import Logged, Warned, read_notes
+from gearmap.wire.shown import Bundle
 
-__all__ = ["Retelling", "retell"]
+__all__ = ["Retelling", "retell", "show", "shows"]
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +143,26 @@ def retell(task: int, text: str, *, is_raising: bool = True) -> None:
     retelling = Retelling()
     retelling.take(task, text)
     retelling.end(is_raising=is_raising)
+
+
+def shows() -> bool:
+    """Whether what tasks displayed can be shown here: in a notebook's kernel."""
+    return _shell() is not None
+
+
+def show(outputs: Iterable[Bundle]) -> None:
+    """Show what tasks displayed in the cell that runs now, if there is one."""
+    shell = _shell()
+    if shell is not None:
+        for bundle in outputs:
+            shell.display_pub.publish(data=dict(bundle), metadata=bundle.metadata)
+
+
+def _shell() -> Any:
+    """Return the shell of the kernel that this process is, or None; IPython is not imported to know it."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = None if ipython is None or not hasattr(ipython, "get_ipython") else ipython.get_ipython()
+    return None if getattr(shell, "kernel", None) is None else shell
 
 
 def _line(content: Warned) -> str:

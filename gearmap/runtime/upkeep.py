@@ -24,6 +24,7 @@ from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.outlets import ChildOutlets
 from gearmap.runtime.slate import Slate
+from gearmap.runtime.taskdisplay import TaskDisplay
 from gearmap.runtime.tasknotes import TaskNotes
 from gearmap.runtime.taskoutput import OUTPUT
 from gearmap.wire.outcome import Printed
@@ -63,6 +64,8 @@ class Upkeep:
         self._outlets = outlets
         self.has_output = outlets.is_written
         self._notes = TaskNotes(slate.strips[TaskNotes.stream], self.marks)
+        self._display = TaskDisplay(self.marks)
+        self._display.listen()
         self._surroundings = Surroundings(slate, self.marks)
         self._new: set[Hashable] = set()  # functions of which no task was looked at
         self._untidy: set[Hashable] = set()  # functions of which one had left something
@@ -128,6 +131,8 @@ class Upkeep:
             marks[:] = [mark for mark in marks if mark != OUTPUT]
             streams = self._surroundings.streams
             texts = [Printed(position, stream.stream, *stream.take()) for stream in streams]
+            if self._display.has_some:
+                texts.append(Printed(position, self._display.stream, self._display.take()))
             if self._notes.has_some:
                 texts.append(Printed(position, self._notes.stream, *self._notes.take()))
             committer.printed([each for each in texts if each.data])
@@ -175,6 +180,7 @@ class Upkeep:
             for stream in self._surroundings.streams:
                 stream.take()  # what threads wrote since
             self._notes.take()
+            self._display.take()
             self._to_log()
 
     def _take_written(self) -> None:
@@ -196,6 +202,7 @@ class Upkeep:
         self._shelf.close()
         self._surroundings.forked()
         self._notes.go_direct()
+        self._display.go_direct()
         self.marks.append(_FORKED)
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from gearmap.errors import EnvelopeError
 from gearmap.wire.framing import Payload
 from gearmap.wire.jsonvalues import as_int
+from gearmap.wire.shown import Bundle, read_bundles
 
 __all__ = [
     "LIVE",
@@ -70,11 +71,17 @@ class Printed(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What one task printed, and what it warned of, as lines of `wire.notes`."""
+    """What one task printed; `notes` are lines of `wire.notes`, `shown` of `wire.shown`."""
 
     stdout: str = ""
     stderr: str = ""
     notes: str = ""
+    shown: str = ""
+
+    @property
+    def outputs(self) -> list[Bundle]:
+        """What it displayed, and the figures that it left open."""
+        return read_bundles(self.shown)
 
     @property
     def unseen(self) -> Output:

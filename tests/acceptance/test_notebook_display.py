@@ -73,3 +73,39 @@ def test_without_widgets_there_is_html_and_off_is_off() -> None:
     (summary,) = client.nb.cells[1].outputs
     assert "20/20 · 100%" in summary.data["text/html"]
     assert client.nb.cells[2].outputs == []
+
+
+SAYS = """
+import base64, logging, time, warnings, gearmap
+cluster = gearmap.LocalCluster(2).__enter__()
+def says(x):
+    import matplotlib.pyplot as plt
+    plt.figure(figsize=(1, 1))
+    warnings.warn("mind the gap")
+    logging.getLogger("of.a.task").warning("logged")
+    return x
+"""
+
+
+def test_what_a_task_says_and_shows_stands_in_the_cell_that_waits_for_it() -> None:
+    client = executed(
+        SAYS,
+        "future = cluster.submit(says, 1)\ncluster.map(abs, range(10), progress=False);",
+        "future.result()",
+        "future.result()",
+        "cluster.map(says, range(3), progress=False);",
+        "gearmap.last().output(2)",
+        "cluster.close()",
+    )
+    _, quiet, waits, again, mapped, asked, _ = (cell.outputs for cell in client.nb.cells)
+    assert quiet == []
+    assert [each.data["text/plain"] for each in again] == ["1"]
+    (figure,) = (each.data for each in waits if each.output_type == "display_data")
+    assert figure["text/plain"] == "<Figure size 100x100 with 0 Axes>"
+    errors = "".join(each.text for each in waits if each.get("name") == "stderr")
+    assert "UserWarning: mind the gap (task 0; worker " in errors
+    assert "logged" in errors
+    texts = {name: "".join(each.text for each in mapped if each.get("name") == name) for name in ("stdout", "stderr")}
+    assert texts["stdout"] == "3 tasks displayed something (0, 1, 2); gearmap.last().output(0) shows it\n"
+    assert texts["stderr"].count("mind the gap (3 tasks, first 0, 1, 2; worker ") == 1
+    assert [set(each.data) for each in asked] == [{"image/png", "text/plain"}]
