@@ -132,7 +132,10 @@ def summary_html(view: RunView) -> str:
         _legend(shot),
         _failures(view),
     ]
-    style = "border:1px solid #9e9e9e;border-radius:4px;padding:8px 12px;font-size:90%;line-height:1.6;max-width:760px"
+    style = (
+        "border:1px solid #9e9e9e;border-radius:4px;padding:8px 12px;box-sizing:border-box;font-size:90%;"
+        "line-height:1.6;max-width:760px"
+    )
     return f'<div style="{style}">{"".join(parts)}</div>'
 
 

@@ -2,6 +2,7 @@
 //   state  a small plain object, several times a second (display/view.py: card_state)
 //   rows   the first failed tasks, only when there are more of them (card_rows)
 //   text   the end of what tasks printed
+//   hides  the class of what stands in the notebook for those who open it without this card
 // Nothing that is on the page is made anew while the run goes on, so what a person has opened stays open and what has
 // the focus keeps it. All text is set as text, never as HTML.
 
@@ -138,6 +139,7 @@ function failureBox(card) {
 }
 
 function render({ model, el }) {
+  make("style", "", el, `.${model.get("hides")} { display: none; }`);
   const card = make("section", "gm-card", el);
   const top = make("div", "gm-top", card);
   const title = make("span", "gm-title", top);

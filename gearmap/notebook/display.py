@@ -83,5 +83,6 @@ def _card_class() -> Any:
         rows: Any = traitlets.List().tag(sync=True)
         text = traitlets.Unicode().tag(sync=True)
         can_cancel = traitlets.Bool().tag(sync=True)
+        hides = traitlets.Unicode().tag(sync=True)
 
     return RunCardWidget

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -211,7 +212,12 @@ class HtmlFace:
 
 
 class CardFace:
-    """The live card."""
+    """The live card, in an output of its own.
+
+    A front end that finds a card in a notebook whose kernel has died says that there is no such model, and shows
+    nothing else of that output. So what is to be read then stands in another one before it, and hides while the card is
+    there.
+    """
 
     def __init__(self, request: SinkRequest, display: Callable[..., Any], make_widget: Callable[..., Any]) -> None:
         self._request = request
@@ -219,24 +225,26 @@ class CardFace:
         self._make_widget = make_widget
         self._widget: Any = None
         self._handle: Any = None
+        self._card_handle: Any = None
         self._next_text = 0.0
 
     def appear(self, view: RunView) -> None:
-        """Show the card, and below it, for whoever reads the notebook later, a sentence that stays true."""
+        """Show the card, and, for whoever reads the notebook later, a sentence that stays true."""
         cancel = self._request.cancel
+        mark = f"gm-of-{secrets.token_hex(8)}"
         self._widget = self._make_widget(
-            state=card_state(view), rows=card_rows(view.failures), can_cancel=cancel is not None
+            state=card_state(view), rows=card_rows(view.failures), can_cancel=cancel is not None, hides=mark
         )
         _route_directly(self._widget)
         if cancel is not None:
             self._widget.on_msg(lambda _widget, content, _buffers: _on_message(content, cancel))
-        bundle = _bundle(_sentence(self._request))
-        bundle["application/vnd.jupyter.widget-view+json"] = {
-            "version_major": 2,
-            "version_minor": 0,
-            "model_id": self._widget.model_id,
-        }
-        self._handle = self._display(bundle, raw=True, display_id=True)
+        sentence = _sentence(self._request)
+        self._handle = self._display(
+            _bundle(sentence, f'<div class="{mark}">{escape(sentence)}</div>'), raw=True, display_id=True
+        )
+        card = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+        bundle = {"application/vnd.jupyter.widget-view+json": card}
+        self._card_handle = self._display(bundle, raw=True, display_id=True)
 
     def show(self, view: RunView, text: str) -> None:
         """Send what has changed."""
@@ -251,7 +259,8 @@ class CardFace:
             widget.text = text
 
     def end(self, view: RunView) -> None:
-        """Put the summary in the place of the card."""
+        """Put the summary in the place of the card, whose output stays, empty."""
+        self._card_handle.update({}, raw=True)
         self._handle.update(_bundle(one_line(view), summary_html(view)), raw=True)
         self._widget.close()
         self._widget = None  # it knows who cancels the run, and so its results

@@ -35,9 +35,9 @@ def test_a_card_moves_and_what_was_opened_stays_open(
     notebook.start(1)
     card = notebook.area(1).locator(".gm-card")
     failures = card.locator(".gm-failures")
-    failures.locator("> summary").click()
+    failures.locator("> summary").press("Enter")  # no mouse is needed
     row = failures.locator("tbody tr").first
-    row.locator("details > summary").click()
+    row.locator("details > summary").press("Space")
     trace = row.locator("pre")
     trace.wait_for()
     assert "negative mass in sample" in trace.inner_text()
@@ -49,10 +49,12 @@ def test_a_card_moves_and_what_was_opened_stays_open(
     notebook.screenshot("card-running-dark")
     assert trace.is_visible()
     assert card.get_by_role("status").inner_text() == "running"
+    assert not notebook.area(1).get_by_text("no final status recorded").is_visible()
     notebook.wait_done(1)
     eventually(lambda: card.count() == 0, "the summary takes its place")
     notebook.screenshot("card-done-dark")
-    (bundle,) = (output["data"] for output in notebook.outputs(1) if output["output_type"] == "display_data")
+    bundle, emptied = (output["data"] for output in notebook.outputs(1) if output["output_type"] == "display_data")
+    assert emptied == {}
     assert WIDGET_VIEW not in bundle
     assert "finished after" in "".join(bundle["text/plain"])
     assert "100/100 · 100%" in "".join(bundle["text/html"])
@@ -97,13 +99,49 @@ def test_cancel_ends_a_map_in_the_background_whose_card_is_there_at_once(
     )
     notebook.run(0, 1, 2)
     cluster.wait_until_busy()
-    notebook.area(1).get_by_role("button", name="Cancel").click()
+    bar = notebook.area(1).get_by_role("progressbar")
+    assert (bar.get_attribute("aria-valuemin"), bar.get_attribute("aria-valuemax")) == ("0", "1000")
+    assert "/1,000" in (bar.get_attribute("aria-valuetext") or "")
+    notebook.area(1).get_by_role("button", name="Cancel").press("Enter")
     eventually(lambda: "cancelled after" in notebook.area(1).inner_text(), "the card says that it was cancelled")
     cluster.wait_until_idle()
     notebook.run(3)
     assert notebook.text(2) == "another cell\n"
     assert notebook.text(3) == "True"
     assert notebook.area(1).locator(".gm-card").count() == 0
+
+
+SHOWN = """
+from gearmap.core.snapshot import FailureRow, ProgressSnapshot, WorkerView
+from gearmap.display.registry import SinkRequest
+from gearmap.notebook.display import KernelDisplay
+
+workers = [WorkerView(f"node{number // 8}.cluster.example/{number % 8}", number, 1.0) for number in range(32)]
+words = "of many words " * 20
+row = FailureRow(task=37, call="simulate(37)", error="ValueError", message=words, worker="node1.cluster.example/3",
+                 attempts=2, traceback="Traceback (most recent call last):\\n    raise ValueError(words)\\n" + words)
+card = KernelDisplay().make_card(SinkRequest(title="simulate", where="head:4730", total=1000))
+card.failed(row)
+card.update(ProgressSnapshot(total=1000, done=607, failed=1, cancelled=0, running=200, queued=192, again=0,
+                             elapsed=14.5, workers=200, working=tuple(workers)))
+"""
+
+
+def test_a_card_of_many_workers_fits_into_a_narrow_window(open_notebook: Callable[..., NotebookPage]) -> None:
+    notebook = open_notebook(SHOWN)
+    notebook.run(0)
+    card = notebook.area(0).locator(".gm-card")
+    card.locator(".gm-failures > summary").click()
+    card.locator("tbody details > summary").click()
+    notebook.page.set_viewport_size({"width": 480, "height": 1200})
+    box = "node => node.scrollWidth <= node.clientWidth"
+    eventually(lambda: card.bounding_box()["width"] < 450, "the card is narrow")
+    card.scroll_into_view_if_needed()
+    notebook.screenshot("card-narrow")
+    assert card.evaluate(box)
+    assert card.locator("table").evaluate(box)
+    assert card.locator(".gm-strip").bounding_box()["height"] < 200
+    assert "and 176 more" in card.inner_text()
 
 
 def test_a_kernel_that_dies_leaves_a_true_sentence(
@@ -119,7 +157,13 @@ def test_a_kernel_that_dies_leaves_a_true_sentence(
     notebook.start(2)
     cluster.wait_until_idle()
     saved = notebook.saved()
-    (output,) = saved.cells[1].outputs
+    output = saved.cells[1].outputs[0]
     assert "gearmap simulate: 1,000 tasks, started" in output.data["text/plain"]
     assert "no final status recorded" in output.data["text/html"]
     assert "%" not in output.data["text/html"]
+    lab.end_kernels()
+    again = open_notebook(path=notebook.path)
+    sentence = again.area(1).get_by_text("no final status recorded")
+    sentence.wait_for()
+    again.screenshot("card-of-a-dead-kernel")
+    assert sentence.inner_text() == output.data["text/plain"]

@@ -112,17 +112,26 @@ def test_one_that_lasts_shows_a_widget_over_a_sentence_that_is_true_for_ever() -
     scene = Scene(delay=0.5)
     card = scene.card()
     card.update(SHOT)
-    (bundle,) = scene.handle.bundles
-    assert bundle[WIDGET_VIEW]["model_id"] == "model"
-    assert "no final status recorded" in bundle["text/plain"]
-    assert "no final status recorded" in bundle["text/html"]
+    sentence, live = scene.handle.bundles
+    assert live[WIDGET_VIEW]["model_id"] == "model"
+    assert list(live) == [WIDGET_VIEW]
+    assert "no final status recorded" in sentence["text/plain"]
+    assert "no final status recorded" in sentence["text/html"]
+    assert f'class="{scene.widgets[0].hides}"' in sentence["text/html"]
     assert scene.widgets[0].state["settled"] == 4
+
+
+def test_what_a_card_hides_is_its_own_sentence() -> None:
+    scenes = [Scene(), Scene()]
+    for scene in scenes:
+        scene.card()
+    assert scenes[0].widgets[0].hides != scenes[1].widgets[0].hides
 
 
 def test_without_a_delay_it_is_there_at_once() -> None:
     scene = Scene()
     scene.card()
-    assert len(scene.handle.bundles) == 1
+    assert len(scene.handle.bundles) == 2
     assert scene.widgets[0].state["status"] == "starting"
 
 
@@ -131,7 +140,8 @@ def test_the_summary_takes_the_place_of_the_widget() -> None:
     card = scene.card()
     card.update(SHOT)
     card.finish(replace(SHOT, done=10, running=0, queued=0), "")
-    last = scene.handle.bundles[-1]
+    emptied, last = scene.handle.bundles[-2:]
+    assert emptied == {}
     assert WIDGET_VIEW not in last
     assert last["text/plain"].startswith("gearmap f: finished after 1.0 s · 10/10 · 100%")
     assert "done 10" in last["text/html"]
@@ -247,7 +257,7 @@ def test_what_another_thread_shows_goes_to_the_cell_that_began_the_run() -> None
     card = scene.card()
     cell.reset(token)
     card.finish(SHOT, "")
-    assert scene.handle.cells == ["first", "first"]
+    assert scene.handle.cells == ["first"] * 4
 
 
 def test_a_front_end_that_fails_does_not_raise_into_the_run() -> None:
