@@ -260,7 +260,7 @@ class CardFace:
 
     def end(self, view: RunView) -> None:
         """Put the summary in the place of the card, whose output stays, empty."""
-        self._card_handle.update({}, raw=True)
+        self._card_handle.update(_bundle(""), raw=True)  # exporters complain of one without data
         self._handle.update(_bundle(one_line(view), summary_html(view)), raw=True)
         self._widget.close()
         self._widget = None  # it knows who cancels the run, and so its results

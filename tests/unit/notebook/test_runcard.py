@@ -141,7 +141,7 @@ def test_the_summary_takes_the_place_of_the_widget() -> None:
     card.update(SHOT)
     card.finish(replace(SHOT, done=10, running=0, queued=0), "")
     emptied, last = scene.handle.bundles[-2:]
-    assert emptied == {}
+    assert emptied == {"text/plain": "", "text/html": "<div></div>"}
     assert WIDGET_VIEW not in last
     assert last["text/plain"].startswith("gearmap f: finished after 1.0 s · 10/10 · 100%")
     assert "done 10" in last["text/html"]
