@@ -33,7 +33,7 @@ def nap(number):
 def long_map():
     # With a mark, as the browser may be slower than the kernel.
     try:
-        gearmap.map(nap, range(500), chunksize=1)
+        gearmap.map(nap, range(500), chunksize=1, progress=True)
     finally:
         print(f"ended {time.time()}")
 
@@ -45,6 +45,8 @@ async def long_await():
 
 ipykernel.__version__
 """
+
+PARTIAL = "0 < len(gearmap.last().partial()) < 500 and gearmap.last().cancelled()"
 
 
 @pytest.fixture(params=VERSIONS)
@@ -79,16 +81,13 @@ def seconds_to_interrupt(notebook: NotebookPage, cluster: Cluster, cell: int) ->
 
 def fewest_seconds(notebook: NotebookPage, cluster: Cluster, cell: int) -> float:
     """Return the best of some attempts: a busy machine makes single ones slow, and only a fault all of them."""
-    best = seconds_to_interrupt(notebook, cluster, cell)
-    for _ in range(ATTEMPTS - 1):
-        if best <= PROMISED:
-            break
-        best = min(best, seconds_to_interrupt(notebook, cluster, cell))
-    return best
+    took = sorted(seconds_to_interrupt(notebook, cluster, cell) for _ in range(ATTEMPTS))
+    print(f"cell {cell}: best {took[0]:.3f} s, median {took[ATTEMPTS // 2]:.3f} s")
+    return took[0]
 
 
 def test_an_interrupt_is_prompt(kernel: str, cluster: Cluster, open_notebook: Callable[..., NotebookPage]) -> None:
-    notebook = open_notebook(cluster.connect + WORK, "long_map()", "await long_await()", "1 + 1", kernel=kernel)
+    notebook = open_notebook(cluster.connect + WORK, "long_map()", "await long_await()", PARTIAL, kernel=kernel)
     notebook.run(0)
     assert notebook.text(0) == repr(kernel.removeprefix("ipykernel-"))
 
@@ -97,8 +96,10 @@ def test_an_interrupt_is_prompt(kernel: str, cluster: Cluster, open_notebook: Ca
 
     assert "KeyboardInterrupt" in notebook.text(1)
     assert "KeyboardInterrupt" in notebook.text(2) or "CancelledError" in notebook.text(2)
+    shown = "interrupted after", "cancelled after"  # an awaited map is cancelled, as asyncio tells it no more
+    assert [words in notebook.area(cell).inner_text() for cell, words in zip((1, 2), shown, strict=True)] == [True] * 2
     notebook.run(3)
-    assert notebook.text(3) == "2"
+    assert notebook.text(3) == "True"
     assert max(blocking, awaiting) <= PROMISED, f"map {blocking:.3f} s, await {awaiting:.3f} s"
 
 
