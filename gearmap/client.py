@@ -26,6 +26,7 @@ from gearmap.overview.survey import survey
 from gearmap.overview.values import ClusterStatus
 from gearmap.runtime.arguments import is_endless
 from gearmap.runtime.callrun import CallRun
+from gearmap.runtime.cpus import usable_cpus
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import Future
 from gearmap.runtime.inline import submit_inline
@@ -343,6 +344,13 @@ class LocalCluster(Client):
     @property
     def _processes(self) -> LocalProcesses:
         return self._local.processes
+
+    @property
+    def n_workers(self) -> int:
+        """How many workers it should have; for how many are there, see `status`."""
+        if self._backend is not self._local:
+            return 0
+        return self._processes.workers or usable_cpus()
 
     def scale(self, workers: int) -> None:
         """Have so many workers from now on.

@@ -5,10 +5,12 @@ Law of the file: IPython and the widgets are imported when something is shown, n
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from gearmap.display import registry
 from gearmap.display.registry import SinkRequest
@@ -27,7 +29,10 @@ def install() -> None:
     registry.register(display)
     formatters = getattr(_shell(), "display_formatter", None)
     if display.is_here() and formatters is not None:
-        install_formatters(formatters.formatters["text/html"], formatters.ipython_display_formatter)
+        own_display = formatters.ipython_display_formatter
+        install_formatters(formatters.formatters["text/html"], own_display)
+        for name in ("Client", "LocalCluster"):  # not loaded yet, perhaps
+            own_display.for_type_by_name("gearmap.client", name, display.show_cluster)
 
 
 class KernelDisplay:
@@ -36,6 +41,8 @@ class KernelDisplay:
     def __init__(self) -> None:
         self._ticker = Ticker()
         self._widget_class: Any = None
+        self._cluster_class: Any = None
+        self._clusters: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
     def is_here(self) -> bool:
         """Whether this process is a kernel. IPython in a terminal has a shell, too, but no kernel."""
@@ -52,6 +59,23 @@ class KernelDisplay:
     def make_html(self, request: SinkRequest) -> RunCard:
         """Return a display that is only HTML."""
         return RunCard(request, HtmlFace(request, _display()), self._ticker)
+
+    def show_cluster(self, client: Any) -> None:
+        """Show the live card of a cluster, or its table where no card can live."""
+        if client.is_closed or not self.has_widgets() or os.environ.get("GEARMAP_PROGRESS") in ("html", "text", "off"):
+            _display()({"text/plain": repr(client), "text/html": client._repr_html_()}, raw=True)
+            return
+        from gearmap.notebook.clustercard import BusyKernel, ClusterCard
+
+        card = self._clusters.get(client)
+        if card is None:
+            card = self._clusters[client] = ClusterCard(client, self._make_cluster_widget, BusyKernel())
+        card.show(_display())
+
+    def _make_cluster_widget(self, **traits: Any) -> Any:
+        if self._cluster_class is None:
+            self._cluster_class = _cluster_class()
+        return self._cluster_class(**traits)
 
     def _make_widget(self, **traits: Any) -> Any:
         if self._widget_class is None:
@@ -70,15 +94,29 @@ def _display() -> Any:
     return display
 
 
+def _cluster_class() -> Any:
+    import anywidget
+    import traitlets
+
+    class ClusterCardWidget(anywidget.AnyWidget):
+        _esm = _source("cluster.js")
+        _css = _source("card.css") + _source("cluster.css")
+        state = traitlets.Dict().tag(sync=True)
+
+    return ClusterCardWidget
+
+
+def _source(name: str) -> str:
+    return files("gearmap.notebook").joinpath(name).read_text(encoding="utf-8")
+
+
 def _card_class() -> Any:
     import anywidget
     import traitlets
 
-    folder = files("gearmap.notebook")
-
     class RunCardWidget(anywidget.AnyWidget):
-        _esm = folder.joinpath("card.js").read_text(encoding="utf-8")
-        _css = folder.joinpath("card.css").read_text(encoding="utf-8")
+        _esm = _source("card.js")
+        _css = _source("card.css")
         state = traitlets.Dict().tag(sync=True)
         rows: Any = traitlets.List().tag(sync=True)
         text = traitlets.Unicode().tag(sync=True)

@@ -32,6 +32,7 @@ from gearmap.display.view import (
     one_line,
     summary_html,
 )
+from gearmap.notebook.routing import route_directly
 from gearmap.notebook.ticker import Ticker
 
 __all__ = ["CardFace", "Face", "HtmlFace", "RunCard"]
@@ -235,7 +236,7 @@ class CardFace:
         self._widget = self._make_widget(
             state=card_state(view), rows=card_rows(view.failures), can_cancel=cancel is not None, hides=mark
         )
-        _route_directly(self._widget)
+        route_directly(self._widget)
         if cancel is not None:
             self._widget.on_msg(lambda _widget, content, _buffers: _on_message(content, cancel))
         sentence = _sentence(self._request)
@@ -270,17 +271,6 @@ def _on_message(content: Any, cancel: Callable[[], object]) -> None:
     """Take a message of the card. It comes in whatever thread the kernel has for it."""
     if isinstance(content, dict) and content.get("op") == "cancel":
         cancel()
-
-
-def _route_directly(widget: Any) -> None:
-    """Have clicks delivered while the cell that shows the widget is busy.
-
-    ipykernel 7.4 sends them to the shell that has published last on the widget's channel, which is the busy one; the
-    front end names another. Where there is no such detour there is nothing to do.
-    """
-    comm = getattr(widget, "comm", None)
-    if comm is not None and hasattr(comm, "_reply_subshell_for"):
-        comm._reply_subshell_for = lambda data, default: default
 
 
 def _sentence(request: SinkRequest) -> str:

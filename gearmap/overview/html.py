@@ -6,13 +6,14 @@ through: no style sheet, no variables, no text colour, and words wherever there 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from html import escape
 
 from gearmap.core.sizes import shown_bytes
 from gearmap.overview.values import ClusterStatus, NodeStatus, QueueStatus, ServerStatus, WorkerStatus
 
-__all__ = ["status_html"]
+__all__ = ["queue_owner", "status_html", "task_words"]
 
 # Rows of workers that are shown; a hundred hosts must not make a page of thousands of lines.
 SHOWN_WORKERS = 40
@@ -33,6 +34,7 @@ def status_html(status: ClusterStatus) -> str:
     elif status.servers:
         parts.append("<div>no node is connected; start one: <code>gearmap worker</code></div>")
     parts += [_servers(status.servers), _queues(status.queues), _nodes(status.nodes)]
+    parts.append(f"<div>as of {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(status.taken))}</div>")
     return f'<div style="font-size:90%;line-height:1.5">{"".join(parts)}</div>'
 
 
@@ -44,13 +46,17 @@ def _servers(servers: Sequence[ServerStatus]) -> str:
     return _table("job servers", ("address", "from", "state"), rows)
 
 
+def queue_owner(queue: QueueStatus) -> str:
+    """Say for whom a queue is."""
+    return "yours" if queue.is_mine else f"Python {queue.python}, key {queue.key_id}"
+
+
 def _queues(queues: Sequence[QueueStatus]) -> str:
     rows = []
     for each in queues:
         level = f" (level {each.level})" if each.level else ""
-        whose = "yours" if each.is_mine else f"Python {each.python}, key {each.key_id}"
         counts = (f"{each.workers:,}", f"{each.queued:,}", f"{each.running:,}")
-        rows.append((escape(each.queue + level), escape(whose), *counts))
+        rows.append((escape(each.queue + level), escape(queue_owner(each)), *counts))
     return _table("queues", ("queue", "for", "workers", "queued", "running"), rows, numbers=(2, 3, 4))
 
 
@@ -73,7 +79,13 @@ def _node(node: NodeStatus, shown: Sequence[WorkerStatus]) -> str:
     if node.seen is None:
         facts.append("has not answered")
     rows = [
-        (escape(worker.name), _dot(worker.state, worker.state), _task(worker), f"{worker.jobs_done:,}", *_use(worker))
+        (
+            escape(worker.name),
+            _dot(worker.state, worker.state),
+            task_words(worker),
+            f"{worker.jobs_done:,}",
+            *_use(worker),
+        )
         for worker in shown
     ]
     heading = f"node {escape(node.name)}: {escape('; '.join(facts))}"
@@ -84,7 +96,8 @@ def _node(node: NodeStatus, shown: Sequence[WorkerStatus]) -> str:
     return f'<details style="margin-top:4px" open><summary>{heading}</summary>{table}{more}</details>'
 
 
-def _task(worker: WorkerStatus) -> str:
+def task_words(worker: WorkerStatus) -> str:
+    """Say what a worker is at; nothing, if it is idle."""
     if worker.state != "busy":
         return ""
     if worker.position is None:
