@@ -36,6 +36,7 @@ from gearmap.core.retry import RetryPolicy
 from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
 from gearmap.keyfile import load_key, load_or_make_key
 from gearmap.runtime import child, task
+from gearmap.runtime.blobs import BlobStore, can_share
 from gearmap.runtime.callrun import MAX_BLOCK_CALLS, CallRun
 from gearmap.runtime.consumer import Consumer
 from gearmap.runtime.driver import Driver
@@ -73,9 +74,9 @@ _WEB_SERVERS = (
 class _Pickled:
     """Functions that were pickled, and how modules are chosen that travel with them."""
 
-    def __init__(self, by_value: Any, by_reference: Any) -> None:
+    def __init__(self, by_value: Any, by_reference: Any, place: Callable[[Payload], Payload] | None) -> None:
         self._code = LocalCode(by_value, by_reference)
-        self.functions = FunctionCache(self.accompany)
+        self.functions = FunctionCache(self.accompany, place)
 
     def accompany(self, payload: Payload) -> tuple[Payload, Callable[[], bool]]:
         """Send the user's own modules that something pickled needs along with it."""
@@ -104,7 +105,8 @@ class Backend:
         self._secret = secret
         self._lock = threading.RLock()
         self._driver: Driver | None = None
-        self._pickled = _Pickled((), ())
+        self._place_buffers = self._buffer_placer()
+        self._pickled = _Pickled((), (), self._place_buffers)
         self._pickled_otherwise: dict[tuple[Any, Any], _Pickled] = {}
         self._closed = False
         self.closing = threading.Event()
@@ -201,7 +203,7 @@ class Backend:
         chosen = (options.by_value, options.by_reference)
         with self._lock:
             if chosen not in self._pickled_otherwise:
-                self._pickled_otherwise[chosen] = _Pickled(*chosen)
+                self._pickled_otherwise[chosen] = _Pickled(*chosen, self._place_buffers)
             return self._pickled_otherwise[chosen]
 
     def run_maker(
@@ -326,6 +328,10 @@ class Backend:
         """Return a fresh session for a run of a queue."""
         return new_session(self._secret, queue)
 
+    def _buffer_placer(self) -> Callable[[Payload], Payload] | None:
+        """Return what puts the large buffers of functions where all nodes find them, if there is such a place."""
+        return None
+
     def _check_usable(self) -> None:
         """Raise if this process cannot use it."""
 
@@ -383,6 +389,13 @@ class LocalBackend(Backend):
         """Stay away from the parent's processes; what was not started yet can be started here."""
         super()._after_fork_in_child()
         self.processes.let_go()
+        # What the parent shares goes with the parent.
+        self._place_buffers = self._buffer_placer()
+        self._pickled = _Pickled((), (), self._place_buffers)
+        self._pickled_otherwise = {}
+
+    def _buffer_placer(self) -> Callable[[Payload], Payload] | None:
+        return BlobStore().place if can_share() else None
 
     def _check_usable(self) -> None:
         if self.processes.is_foreign:

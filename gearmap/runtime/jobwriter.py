@@ -70,7 +70,8 @@ class JobWriter:
         self._functions: dict[Hashable, Any] = {}
         # Kept until their tasks are settled. The payload of a block of calls is a list, one for each call: of a call
         # without out-of-band buffers only the stream, because a tuple around each would be one more object to keep.
-        self._blocks: dict[int, tuple[BlockKind, Any, Place]] = {}
+        self._blocks: dict[int, tuple[BlockKind, Any, Place, Hashable]] = {}
+        self._n_blocks: dict[Hashable, int] = {}  # by function
         self._headers: dict[Any, bytes] = {}
         self._prepared: tuple[str, bytes, bytes, seal.Sealer] | None = None
 
@@ -87,16 +88,24 @@ class JobWriter:
         return unique, name, envelope.make_context(self._context_start, name), sealer
 
     def add_function(self, digest: Hashable, payload: Any) -> None:
-        """Keep a pickled function for the rest of the run."""
+        """Keep a pickled function until the last block of it that is added is dropped."""
         self._functions.setdefault(digest, payload)
 
-    def add_block(self, block: int, kind: BlockKind, payload: Any, place: Place) -> None:
-        """Keep the arguments of a block."""
-        self._blocks[block] = (kind, payload, place)
+    def add_block(self, block: int, kind: BlockKind, payload: Any, place: Place, function: Hashable) -> None:
+        """Keep the arguments of a block of tasks of a function."""
+        self._blocks[block] = (kind, payload, place, function)
+        self._n_blocks[function] = self._n_blocks.get(function, 0) + 1
 
     def drop_block(self, block: int) -> None:
-        """Forget a block; one that is not known is no error."""
-        self._blocks.pop(block, None)
+        """Forget a block, and its function if no other needs it; one that is not known is no error."""
+        dropped = self._blocks.pop(block, None)
+        if dropped is None:
+            return
+        function = dropped[3]
+        self._n_blocks[function] -= 1
+        if not self._n_blocks[function]:
+            del self._n_blocks[function]
+            self._functions.pop(function, None)  # a run of single calls has no end, and the function may be large
 
     def call_of(self, span: ev.Span) -> SentCall | None:
         """Return the call that the first task of a span is, or None if it is not known any more."""
@@ -104,7 +113,7 @@ class JobWriter:
         function = self._functions.get(span.block.function)
         if block is None or function is None:
             return None
-        kind, payload, _ = block
+        kind, payload, *_ = block
         if kind is BlockKind.CALLS:
             call = payload[span.start]
             return SentCall(function, kind, (call,) if type(call) is bytes else call, 0)
@@ -113,6 +122,7 @@ class JobWriter:
     def clear(self) -> None:
         """Forget everything."""
         self._blocks.clear()
+        self._n_blocks.clear()
         self._functions.clear()
         self._headers.clear()
 
@@ -158,7 +168,7 @@ class JobWriter:
         place = Place()
         newest: ev.Block | None = None
         for span in chunk.spans:
-            kind, payload, place = self._blocks[span.block.id]
+            kind, payload, place, _ = self._blocks[span.block.id]
             if kind is BlockKind.CALLS:
                 chosen = payload[span.start : span.stop]
                 n_calls += len(chosen)  # single calls of one chunk are one block to the child

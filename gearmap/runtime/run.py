@@ -174,7 +174,7 @@ class Run:
         function: tuple[bytes, Any] | None = None,
         done: tuple[ev.TaskRange, ...] = (),
     ) -> None:
-        """Take in pickled argument sets; `function` is (digest, payload) where it may be new.
+        """Take in pickled argument sets; `function` is (digest, payload), unless another block of it is here.
 
         The payload of a block of calls is a list with one for each call, or its stream alone. Tasks that are `done` are
         not run.
@@ -184,7 +184,7 @@ class Run:
         if function is not None:
             self._writer.add_function(*function)
         self._newest_function = block.function
-        self._writer.add_block(block.id, kind, payload, place)
+        self._writer.add_block(block.id, kind, payload, place, block.function)
         self._inbox.append(ev.AddBlock(block, done))
         self._asked_for = False
 

@@ -160,11 +160,19 @@ class FunctionCache:
         Pickles a function.
     accompany
         Gives a payload what has to travel with it, and a call that tells whether that would still be the same.
+    place
+        Gets the payload last, and returns one that loads to the same: large buffers may be put elsewhere.
     """
 
-    def __init__(self, dump: Callable[[Callable[..., Any]], Payload], accompany: Accompany | None = None) -> None:
+    def __init__(
+        self,
+        dump: Callable[[Callable[..., Any]], Payload],
+        accompany: Accompany | None = None,
+        place: Callable[[Payload], Payload] | None = None,
+    ) -> None:
         self._dump = dump
         self._accompany = accompany
+        self._place = place
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
 
     def __len__(self) -> int:
@@ -202,6 +210,8 @@ class FunctionCache:
         is_current = None
         if self._accompany is not None:
             payload, is_current = self._accompany(payload)
+        if self._place is not None:
+            payload = self._place(payload)
         pickled = digest_payload(payload), payload
         if snapshot is not None and _total_bytes(payload) <= _MAX_CACHED_BYTES and snapshot.is_unchanged():
             self._keep(key, _Entry(self._watch(fn, key), snapshot, pickled, is_current))

@@ -20,7 +20,7 @@ import functools
 import io
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cloudpickle
@@ -39,14 +39,17 @@ from gearmap.wire.functions import (
 from gearmap.wire.functions import FunctionCache as _FunctionCache
 
 __all__ = [
+    "Elsewhere",
     "FunctionCache",
     "Payload",
+    "copied",
     "dump_call",
     "dump_function",
     "dumps",
     "explain_unpicklable",
     "loads",
     "missing_module",
+    "with_elsewhere",
     "with_prelude",
 ]
 
@@ -92,10 +95,11 @@ def dumps(value: Any, *, name: str = "the value", snapshot: bool = False) -> lis
         payload = try_dumps(value)
     except Exception as error:
         raise SerializationError(explain_unpicklable(value, name)) from error
-    return [payload[0], *map(_copied, payload[1:])] if snapshot else payload
+    return [payload[0], *map(copied, payload[1:])] if snapshot else payload
 
 
-def _copied(buffer: Buffer) -> memoryview:
+def copied(buffer: Buffer) -> memoryview:
+    """Return a writable copy of a buffer."""
     view = flat_view(buffer)
     copy = writable(len(view))
     copy[:] = view
@@ -168,10 +172,19 @@ def explain_unpicklable(value: Any, name: str = "fn") -> str:
 
 
 class FunctionCache(_FunctionCache):
-    """Functions pickled once, while what they capture cannot have changed; see `functions.FunctionCache`."""
+    """Functions pickled once, while what they capture cannot have changed; see `functions.FunctionCache`.
 
-    def __init__(self, accompany: Accompany | None = None) -> None:
-        super().__init__(dump_function, accompany)
+    Parameters
+    ----------
+    place
+        Returns a payload that loads to the same and keeps no view of the user's arrays; by default they are copied.
+    """
+
+    def __init__(self, accompany: Accompany | None = None, place: Callable[[Payload], Payload] | None = None) -> None:
+        if place is None:
+            super().__init__(dump_function, accompany)
+        else:
+            super().__init__(functools.partial(dumps, name="fn"), accompany, place)
 
 
 def with_prelude(payload: Payload, call: Callable[..., object], *args: Any) -> list[Buffer]:
@@ -189,6 +202,23 @@ def with_prelude(payload: Payload, call: Callable[..., object], *args: Any) -> l
     return [prelude + bytes(payload[0]), *payload[1:]]
 
 
+def with_elsewhere(stream: Buffer, buffers: Sequence[Buffer | Elsewhere]) -> list[Buffer]:
+    """Return a payload that loads to what `[stream, *buffers]` would, if the buffers elsewhere were in their places.
+
+    >>> stream, *_ = dumps(pickle.PickleBuffer(bytes(5000)))
+    >>> loads(with_elsewhere(stream, [Elsewhere(bytes, (3,))]))
+    b'\\x00\\x00\\x00'
+    """
+    inline: list[Buffer] = []
+    parts = [part if isinstance(part, Elsewhere) else pickle.PickleBuffer(part) for part in buffers]
+    outer = pickle.dumps(_Call(_load_parts, (bytes(stream), parts)), PROTOCOL, buffer_callback=_callback(inline))
+    return [outer, *inline]
+
+
+def _load_parts(stream: bytes, buffers: list[Any]) -> Any:
+    return pickle.loads(stream, buffers=buffers)
+
+
 class _Call:
     """Unpickles to the result of a call."""
 
@@ -197,6 +227,10 @@ class _Call:
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[Any, ...]]:
         return self._reduced
+
+
+class Elsewhere(_Call):
+    """A buffer that does not travel: an importable call, and its arguments, that returns it where it is loaded."""
 
 
 def try_dumps(value: Any) -> list[Buffer]:

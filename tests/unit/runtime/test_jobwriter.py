@@ -31,8 +31,8 @@ def content(made: JobWriter, *spans: ev.Span) -> tuple[tuple[BlockHeader, ...], 
 def test_parts_of_one_block_carry_its_arguments_once() -> None:
     made = writer()
     block, other = ev.Block(0, 0, 10, DIGEST), ev.Block(1, 10, 4, DIGEST)
-    made.add_block(0, BlockKind.COLUMNS, [b"ten"], Place())
-    made.add_block(1, BlockKind.COLUMNS, [b"four"], Place())
+    made.add_block(0, BlockKind.COLUMNS, [b"ten"], Place(), DIGEST)
+    made.add_block(1, BlockKind.COLUMNS, [b"four"], Place(), DIGEST)
     blocks, body = content(made, ev.Span(block, 0, 2), ev.Span(block, 5, 6), ev.Span(other, 0, 4))
     assert [(each.size, each.run) for each in blocks] == [(10, ((0, 2), (5, 6))), (4, ((0, 4),))]
     assert body == [[b"function"], [b"ten"], [b"four"]]
@@ -41,8 +41,25 @@ def test_parts_of_one_block_carry_its_arguments_once() -> None:
 def test_single_calls_of_one_chunk_are_one_block() -> None:
     made = writer()
     block, other = ev.Block(0, 0, 3, DIGEST), ev.Block(3, 3, 1, DIGEST)
-    made.add_block(0, BlockKind.CALLS, [[b"a"], [b"b"], [b"c"]], Place())
-    made.add_block(3, BlockKind.CALLS, [[b"d"]], Place())
+    made.add_block(0, BlockKind.CALLS, [[b"a"], [b"b"], [b"c"]], Place(), DIGEST)
+    made.add_block(3, BlockKind.CALLS, [[b"d"]], Place(), DIGEST)
     blocks, body = content(made, ev.Span(block, 0, 1), ev.Span(block, 2, 3), ev.Span(other, 0, 1))
     assert [(each.kind, each.size, each.run) for each in blocks] == [(BlockKind.CALLS, 3, ((0, 3),))]
     assert body == [[b"function"], [b"a"], [b"c"], [b"d"]]
+
+
+def test_a_function_goes_with_the_last_of_its_blocks_and_comes_back_with_the_next() -> None:
+    made = writer()
+    blocks = [ev.Block(number, number, 1, DIGEST) for number in range(3)]
+    for number in (0, 1):
+        made.add_block(number, BlockKind.COLUMNS, [b"one"], Place(), DIGEST)
+    for number in (0, 0, 7):
+        made.drop_block(number)
+    assert content(made, ev.Span(blocks[1], 0, 1))[1] == [[b"function"], [b"one"]]
+
+    made.drop_block(1)
+    assert not made._functions
+
+    made.add_function(DIGEST, [b"again"])
+    made.add_block(2, BlockKind.COLUMNS, [b"two"], Place(), DIGEST)
+    assert content(made, ev.Span(blocks[2], 0, 1))[1] == [[b"again"], [b"two"]]
