@@ -77,7 +77,7 @@ def test_an_interrupt_ends_the_work_on_the_cluster_and_leaves_what_is_done(
     notebook.run(2)
     notebook.screenshot(f"interrupted-{way}")
     assert "KeyboardInterrupt" in notebook.text(1)
-    assert took < 2.0  # what is promised is 0.3 s; this machine may have other work
+    assert took < 10.0  # the map would take most of a minute; how soon it is, the kernels are asked in test_kernels
     assert notebook.text(2) == "True, cancelled: True\n"
 
 
