@@ -15,6 +15,10 @@ from gearmap.core.retry import History
 
 __all__ = ["Attempt", "parted", "ranges_of", "without"]
 
+# An execution is silent after this part of the time that makes it lost: two beats of six, and some patience. Raised: a
+# host that vanished is seen later; lowered: a beat that was late looks like a fault.
+SILENT_PART = 0.4
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -66,6 +70,11 @@ class Attempt:
         if position is None:
             return None
         return next((first for first, _, _ in self.locate(position, position + 1)), None)
+
+    def silence(self, now: float, timeout: float) -> float | None:
+        """Return the seconds since the last sign if beats are missing, None otherwise; `timeout` makes it lost."""
+        seconds = now - self.last_sign
+        return seconds if seconds > timeout * SILENT_PART else None
 
     @property
     def suspect(self) -> int | None:

@@ -233,7 +233,8 @@ class RunEngine:
             if len(views) == SHOWN_WORKERS and name not in views:
                 break
             task = self._task_of(attempt) if attempt.live else None
-            views[name] = WorkerView(name, task, max(0.0, now - attempt.heard_at), not attempt.live)
+            silent = attempt.silence(now, self._beat_timeout)
+            views[name] = WorkerView(name, task, max(0.0, now - attempt.heard_at), not attempt.live, silent)
         for name, at in self._heard.items():
             if len(views) < SHOWN_WORKERS and name not in views and now - at < BETWEEN_CHUNKS:
                 views[name] = WorkerView(name, None, max(0.0, now - at))

@@ -20,12 +20,15 @@ class WorkerView:
         Since it was first heard of with this chunk.
     is_lost
         Whether nothing is expected of it any more: it has been silent for too long.
+    silent
+        Seconds since its last sign where two beats at least are missing; None while all is as it should be.
     """
 
     name: str
     task: int | None
     seconds: float
     is_lost: bool = False
+    silent: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from gearmap.core.snapshot import FailureRow, ProgressSnapshot
+from gearmap.core.snapshot import FailureRow, ProgressSnapshot, WorkerView
 
 __all__ = ["RunView", "card_rows", "card_state", "failures_html", "no_final_status", "one_line", "summary_html"]
 
@@ -230,6 +230,16 @@ def _parts(shot: ProgressSnapshot | None) -> list[tuple[str, str, str, int]]:
     return [(name, word, colour, counts[name]) for name, word, colour in _PARTS]
 
 
+def _doing(worker: WorkerView) -> tuple[str, str]:
+    """Return state and words of a worker that has work. One that is silent looks lost, but still has its task."""
+    if worker.is_lost:
+        return "lost", f"lost {_clock(worker.seconds)}"
+    words = "busy" if worker.task is None else f"#{worker.task}"
+    if worker.silent is None:
+        return "busy", words
+    return "lost", f"{words}, no sign for {_clock(worker.silent)}"
+
+
 def _workers(view: RunView) -> list[list[str]]:
     """Return name, state and words of the workers that are known, and how many more there are."""
     shot = view.snapshot
@@ -237,10 +247,7 @@ def _workers(view: RunView) -> list[list[str]]:
         return []
     strip = []
     for each in shot.working:
-        state = "lost" if each.is_lost else "busy"
-        task = f"#{each.task}" if each.task is not None else ""
-        words = f"lost {_clock(each.seconds)}" if each.is_lost else task or "busy"
-        strip.append([each.name, state, words])
+        strip.append([each.name, *_doing(each)])
     busy = {name for name, _, _ in strip}
     strip += [[name, "idle", "idle"] for name in view.seen if name not in busy]
     strip.sort(key=lambda row: row[0])

@@ -119,6 +119,18 @@ def test_a_worker_that_has_been_silent_for_too_long_is_shown_as_lost() -> None:
     assert (view.name, view.task, view.is_lost) == ("host-1", None, True)
 
 
+def test_a_worker_whose_beats_are_missing_is_silent_before_it_is_lost_and_is_no_more_when_one_comes() -> None:
+    engine = working_engine()
+    engine.handle(ev.Beat(1, b"x", "host-1", 0), 1.0)
+    (early,) = engine.snapshot(11.0, 11.0).working
+    assert early.silent is None  # one beat, of five seconds, may be late
+    (late,) = engine.snapshot(14.0, 14.0).working
+    assert (late.silent, late.is_lost, late.task) == (13.0, False, 0)
+    engine.handle(ev.Beat(1, b"x", "host-1", 0), 14.5)
+    (back,) = engine.snapshot(15.0, 15.0).working
+    assert back == WorkerView("host-1", 0, 14.0)
+
+
 def test_only_the_first_of_many_workers_are_named() -> None:
     engine = RunEngine(chunksize=1)
     blocks = [ev.AddBlock(ev.Block(task, task, 1, "f")) for task in range(100)]

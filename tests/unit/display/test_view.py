@@ -88,6 +88,12 @@ def test_the_parts_are_those_of_the_bar_and_add_up_to_all_tasks() -> None:
     assert sum(count for _, _, count in parts) == 1000
 
 
+def test_the_strip_tells_of_silence_beside_the_task_before_a_worker_is_lost() -> None:
+    working = (WorkerView("w0", 615, 20.0, silent=13.0), WorkerView("w7", None, 40.0, is_lost=True, silent=31.0))
+    strip = card_state(view(snapshot=replace(SHOT, working=working)))["workers"]
+    assert strip[:2] == [["w0", "lost", "#615, no sign for 0:13"], ["w7", "lost", "lost 0:40"]]
+
+
 def test_the_strip_tells_who_is_busy_idle_and_lost() -> None:
     workers = card_state(view(seen=("w0", "w1", "w7")))["workers"]
     assert workers == [
