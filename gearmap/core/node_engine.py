@@ -236,7 +236,7 @@ class NodeEngine:
             if not self._busy:
                 if self._memory_limit is None:
                     self._next_memory_look = _NEVER
-                self._next_look = min(self._give_back_all_at, self._next_memory_look)
+                self._next_look = min(self._give_back_all_at, self._next_memory_look, self._starting.next_try)
         return execution
 
     # ------------------------------------------------------------------------------------------------------- children

@@ -166,6 +166,17 @@ def test_what_ends_all_children_that_start_is_one_failure_and_one_is_tried_befor
     assert of_kind(StartChild, engine.handle(ChildReady(9), 0.0)) == [StartChild(child) for child in range(10, 18)]
 
 
+def test_a_child_is_tried_again_though_the_last_job_ended_meanwhile() -> None:
+    engine = NodeEngine(workers=1, spares=0)
+    engine.handle(Start(), 0.0)
+    engine.handle(ChildGone(0, None, "SIGKILL"), 0.0)
+    engine.handle(ChildGone(1, None, "SIGKILL"), 0.0)  # now there is a wait
+    engine.handle(JobTaken(0, ONE), 0.0)
+    engine.handle(JobGone(0), 0.0)
+    assert engine.deadline is not None
+    assert engine.handle(Tick(), engine.deadline) == [StartChild(2)]
+
+
 def test_a_child_that_never_gets_ready_does_not_keep_others_from_being_tried_after_a_failure() -> None:
     engine = NodeEngine(workers=2, spares=0)
     engine.handle(Start(), 0.0)
