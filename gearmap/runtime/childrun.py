@@ -308,6 +308,8 @@ def _run_tasks(
             return
         if position == at:
             raise RuntimeError(f"the job announced {stop} tasks, its arguments hold {position}")
+        if group > 1:
+            upkeep.glance()
         if marks and not upkeep.between(position - 1, committer):
             break
         read = perf_counter()

@@ -8,9 +8,10 @@ For whom it holds:
   (`entrypoints`, and an audit hook): the current folder and `os.environ`, signal handlers and the alarm, umask, locale,
   warning filters, recursion limit, switch interval, tracing and profiling, the garbage collector's switch, the default
   timeout of sockets, the descriptors 0 to 2.
-* What is changed by assignment is put back before the next job and after each millisecond of work (of tiny tasks: ten),
-  and so is what changes `sys.path`, `sys.argv` and the decimal context: what `sys.stdin`, `stdout`, `stderr` and
-  `os.environ` are, and whether `sys.stdin` is closed.
+* What `sys.stdin`, `stdout`, `stderr` and `os.environ` are is put back before the next job and after each millisecond of
+  work; tiny tasks are run in groups of 0.2 milliseconds, and then it is after the group.
+* What else is changed by assignment is put back before the next job and after each millisecond of work (of tiny tasks:
+  ten): `sys.path`, `sys.argv`, the decimal context, and whether `sys.stdin` is closed.
 * Those, and what C code has changed of all that was named, are put back before a job of another function, after a task
   that raised, and after each 50 milliseconds of work (of tiny tasks: ten). Within that a short task may see what an
   earlier one of the same job did (of the last: the same function), unless the function is known for it: after its first
@@ -162,12 +163,15 @@ class Surroundings:
 
     # ---------------------------------------------------------------------------------------------------- interpreter
 
+    def is_replaced(self) -> bool:
+        """Whether another object is a standard stream, or the environment, than was; at a quarter of a microsecond."""
+        return _standard_streams() != self._standard or os.environ is not self._environ
+
     def is_reassigned(self) -> bool:
         """Whether something is not what it was that any code may change by assignment; at about a microsecond."""
         stdin = self._standard[0]
         return (
-            _standard_streams() != self._standard
-            or os.environ is not self._environ
+            self.is_replaced()
             or (stdin is not None and stdin.closed)
             or sys.argv != self._argv
             or sys.path != self._importable[1]

@@ -146,6 +146,11 @@ class Upkeep:
         self.marks.clear()
         return True
 
+    def glance(self) -> None:
+        """After a group of tiny tasks: leave a mark if one has assigned to what most others look at."""
+        if self._surroundings.is_replaced():
+            self.marks.append(STATE)
+
     def worked(self, elapsed: float, *, is_tiny: bool) -> bool:
         """Tasks took so many seconds, at least a millisecond; return whether the process is fit for another."""
         self._unseen += elapsed

@@ -727,3 +727,15 @@ def test_the_folder_of_a_run_is_that_of_its_caller(one, tmp_path, monkeypatch):
     assert Path(call(one, os.getcwd)) == tmp_path
     monkeypatch.undo()
     assert call(one, os.getcwd) == before
+
+
+def test_a_stream_that_a_tiny_task_replaces_is_back_after_some_hundred_microseconds(cluster):
+    def replaces_at_first(number):
+        found = sys.stdout
+        if number == 70_000:
+            sys.stdout = None
+        return found is None
+
+    seen = cluster.map(replaces_at_first, range(200_000), chunksize=200_000)
+    assert 0 <= sum(seen) < 10_000  # some of its group; ten milliseconds are seventy thousand
+    assert not any(seen[100_000:])
