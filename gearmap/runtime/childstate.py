@@ -8,8 +8,8 @@ For whom it holds:
   (`entrypoints`, and an audit hook): the current folder and `os.environ`, signal handlers and the alarm, umask, locale,
   warning filters, recursion limit, switch interval, tracing and profiling, the garbage collector's switch, the default
   timeout of sockets, the descriptors 0 to 2.
-* What `sys.stdin`, `stdout`, `stderr` and `os.environ` are is put back before the next job and after each millisecond of
-  work; tiny tasks are run in groups of 0.2 milliseconds, and then it is after the group.
+* What `sys.stdin`, `stdout`, `stderr` and `os.environ` are is put back before the next job and after each millisecond
+  of work; tiny tasks are run in groups of 0.2 milliseconds, and then it is after the group.
 * What else is changed by assignment is put back before the next job and after each millisecond of work (of tiny tasks:
   ten): `sys.path`, `sys.argv`, the decimal context, and whether `sys.stdin` is closed.
 * Those, and what C code has changed of all that was named, are put back before a job of another function, after a task
