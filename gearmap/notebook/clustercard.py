@@ -26,7 +26,7 @@ from gearmap.client import Client, LocalCluster
 from gearmap.errors import GearmapError
 from gearmap.notebook.routing import route_directly
 from gearmap.overview.cardstate import cluster_card_state, cpu_shares
-from gearmap.overview.values import ClusterStatus
+from gearmap.overview.values import ClusterStatus, NodeStatus
 
 __all__ = ["BusyKernel", "ClusterCard"]
 
@@ -67,6 +67,7 @@ class ClusterCard:
         self._looked_at = time.monotonic()
         self._wanted: int | None = None  # asked for, and not done yet
         self._before: ClusterStatus | None = None
+        self._known: dict[str, NodeStatus] = {}  # nodes as they have answered last, by their ids
         self._note = ""
         self._cells: deque[tuple[contextvars.Context, Any]] = deque(maxlen=MAX_CELLS)
         self.widget = make_widget(state={})
@@ -152,7 +153,15 @@ class ClusterCard:
         wanted = client.n_workers if isinstance(client, LocalCluster) else None
         shares = cpu_shares(self._before, status)
         self._before = status
-        self.widget.state = cluster_card_state(status, shares, wanted=wanted or None, note=self._note)
+        # Of those that are there: a cluster may see thousands come and go.
+        self._known = {
+            node.node_id: node if node.seen else self._known.get(node.node_id, node) for node in status.nodes
+        }
+        nodes = tuple(replace(node, name=self._known[node.node_id].name) for node in status.nodes)
+        seen = {node.node_id: node.seen for node in self._known.values() if node.seen}
+        self.widget.state = cluster_card_state(
+            replace(status, nodes=nodes), shares, seen=seen, wanted=wanted or None, note=self._note
+        )
 
     def _end(self) -> None:
         """Leave the table of what was seen last in the place of the card, and say that the cluster is closed."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gearmap.core.sizes import shown_bytes
@@ -38,7 +39,12 @@ def cpu_shares(before: ClusterStatus | None, now: ClusterStatus) -> dict[str, fl
 
 
 def cluster_card_state(
-    status: ClusterStatus, shares: Mapping[str, float], *, wanted: int | None = None, note: str = ""
+    status: ClusterStatus,
+    shares: Mapping[str, float],
+    *,
+    seen: Mapping[str, float] = MappingProxyType({}),
+    wanted: int | None = None,
+    note: str = "",
 ) -> dict[str, Any]:
     """Return what the card shows.
 
@@ -46,6 +52,8 @@ def cluster_card_state(
     ----------
     shares
         See `cpu_shares`.
+    seen
+        When nodes answered last, in seconds of `time.time()`, by their ids.
     wanted
         How many workers a local cluster should have; None if that is not ours to choose.
     note
@@ -56,7 +64,7 @@ def cluster_card_state(
         note = f"{_count(wanted, 'worker')} wanted, {have} here"
     return {
         "where": status.where,
-        "as_of": time.strftime("%H:%M:%S", time.localtime(status.taken)),
+        "as_of": _clock(status.taken),
         "line": _line(status),
         "servers": [
             [each.address, "down" if each.problem else "up", each.problem or each.kind, each.origin]
@@ -72,7 +80,7 @@ def cluster_card_state(
             ]
             for each in status.queues[:SHOWN_QUEUES]
         ],
-        "nodes": _nodes(status, shares),
+        "nodes": _nodes(status, shares, seen),
         "hidden": _hidden(status),
         "wanted": wanted,
         "note": note,
@@ -86,14 +94,14 @@ def _line(status: ClusterStatus) -> str:
     return f"{_count(len(status.nodes), 'node')} · {_count(len(status.workers), 'worker')} · {busy:,} busy"
 
 
-def _nodes(status: ClusterStatus, shares: Mapping[str, float]) -> list[list[Any]]:
+def _nodes(status: ClusterStatus, shares: Mapping[str, float], seen: Mapping[str, float]) -> list[list[Any]]:
     left = SHOWN_WORKERS
     rows = []
     for node in sorted(status.nodes, key=lambda each: (each.name, each.node_id))[:SHOWN_NODES]:
         shown = node.workers[:left]
         left -= len(shown)
         workers = [_worker(worker, shares) for worker in shown]
-        rows.append([node.node_id, node.name, _facts(node), _use(node, shares), workers])
+        rows.append([node.node_id, node.name, _facts(node), _use(node, shares, seen), workers])
     return rows
 
 
@@ -104,9 +112,10 @@ def _facts(node: NodeStatus) -> str:
     return " · ".join(facts)
 
 
-def _use(node: NodeStatus, shares: Mapping[str, float]) -> str:
+def _use(node: NodeStatus, shares: Mapping[str, float], seen: Mapping[str, float]) -> str:
     if node.seen is None:
-        return "has not answered"
+        last = seen.get(node.node_id)
+        return "has not answered" if last is None else f"last seen at {_clock(last)}"
     busy = sum(worker.state == "busy" for worker in node.workers)
     words = [f"{busy} of {_count(len(node.workers), 'worker')} busy"]
     known = [shares[worker.name] for worker in node.workers if worker.name in shares]
@@ -143,6 +152,10 @@ def _hidden(status: ClusterStatus) -> str:
     if seen > SHOWN_WORKERS:
         hidden.append(_count(seen - SHOWN_WORKERS, "more worker"))
     return ", ".join(hidden)
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 def _count(number: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 from gearmap.overview.cardstate import cluster_card_state, cpu_shares
@@ -57,6 +58,11 @@ def test_a_server_that_is_away_and_a_node_that_is_silent_are_named() -> None:
     state = cluster_card_state(away, {})
     assert state["servers"] == [["x:1", "down", "no", ""]]
     assert state["nodes"][0][3] == "has not answered"
+
+
+def test_of_a_node_that_is_silent_now_it_is_known_when_it_was_seen() -> None:
+    state = cluster_card_state(status(node("a", seen=None)), {}, seen={"a" * 8: 0.0, "b" * 8: 5.0})
+    assert state["nodes"][0][3] == f"last seen at {time.strftime('%H:%M:%S', time.localtime(0.0))}"
 
 
 def test_workers_that_are_wanted_and_not_there_are_told_of() -> None:
