@@ -26,6 +26,7 @@ import psutil
 
 import gearmap
 from benchmarks.tasks import identity
+from benchmarks.transport import cpu
 from gearmap.core.names import Lane
 from gearmap.jobserver.process import ServerProcess, start_job_server
 from gearmap.transport.admin import server_status
@@ -68,7 +69,7 @@ def measure(case: Case) -> dict[str, float]:
         client = stack.enter_context(gearmap.Client(addresses, key=key))
         client.map(identity, range(10), progress=False, timeout=60)
         processes = [psutil.Process(server.pid) for server in servers]
-        before = [_cpu(process) for process in processes], [_cpu(process) for process in fakes], time.process_time()
+        before = [cpu(process) for process in processes], [cpu(process) for process in fakes], time.process_time()
         began = time.perf_counter()
         results = client.map(identity, range(case.tasks), progress=False, timeout=_CASE_SECONDS)
         wall = time.perf_counter() - began
@@ -80,8 +81,8 @@ def measure(case: Case) -> dict[str, float]:
             "ideal": ideal,
             "lost": wall - ideal,
             "client_cpu": used,
-            "server_cpu": sum(_cpu(process) for process in processes) - sum(before[0]),
-            "fakes_cpu": sum(_cpu(process) for process in fakes) - sum(before[1]),
+            "server_cpu": sum(cpu(process) for process in processes) - sum(before[0]),
+            "fakes_cpu": sum(cpu(process) for process in fakes) - sum(before[1]),
             "server_bytes": float(max(process.memory_info().rss for process in processes)),
             "client_bytes": float(psutil.Process().memory_info().rss),
         }
@@ -124,11 +125,6 @@ def _fakes(case: Case, servers: Sequence[ServerProcess], secret: bytes) -> Itera
 def _registered(server: ServerProcess, function: str) -> int:
     rows = server_status((server.host, server.port), 10.0)
     return next((row.workers for row in rows if row.function == function), 0)
-
-
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 def main(arguments: Sequence[str]) -> None:

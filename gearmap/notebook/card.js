@@ -4,37 +4,7 @@
 //   text   the end of what tasks printed
 //   hides  the class of what stands in the notebook for those who open it without this card
 // Nothing that is on the page is made anew while the run goes on, so what a person has opened stays open and what has
-// the focus keeps it. All text is set as text, never as HTML.
-
-function make(tag, name, parent, text) {
-  const node = document.createElement(tag);
-  if (name) node.className = name;
-  if (text !== undefined) node.textContent = text;
-  if (parent) parent.append(node);
-  return node;
-}
-
-function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
-// Make the children of `parent` those of `items`, patched by key.
-function patch(parent, items, keyOf, create, update) {
-  const old = new Map(Array.from(parent.children, (node) => [node.dataset.key, node]));
-  items.forEach((item, at) => {
-    const key = String(keyOf(item, at));
-    let node = old.get(key);
-    if (node) {
-      old.delete(key);
-    } else {
-      node = create(item);
-      node.dataset.key = key;
-    }
-    update(node, item);
-    if (parent.children[at] !== node) parent.insertBefore(node, parent.children[at] || null);
-  });
-  for (const node of old.values()) node.remove();
-}
+// the focus keeps it. All text is set as text, never as HTML. dom.js stands before this.
 
 function showBar(bar, state) {
   const parts = state.parts.filter((part) => part[2] > 0);

@@ -1,39 +1,10 @@
 // The live card of a cluster. What it shows comes as one trait, `state` (overview/cardstate.py: cluster_card_state).
 // While somebody can see it, it says so every two seconds; without that nobody is asked anything.
-// Nothing that is on the page is made anew, so what a person has opened stays open. All text is set as text.
+// Nothing that is on the page is made anew, so what a person has opened stays open. All text is set as text. dom.js
+// stands before this.
 
 const SIGN_OF_LIFE = 2000; // milliseconds; the kernel gives up after 7000
 const STALE_AFTER = 5000; // without news the time is all that holds
-
-function make(tag, name, parent, text) {
-  const node = document.createElement(tag);
-  if (name) node.className = name;
-  if (text !== undefined) node.textContent = text;
-  if (parent) parent.append(node);
-  return node;
-}
-
-function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
-// Make the children of `parent` those of `items`, patched by key.
-function patch(parent, items, keyOf, create, update) {
-  const old = new Map(Array.from(parent.children, (node) => [node.dataset.key, node]));
-  items.forEach((item, at) => {
-    const key = String(keyOf(item, at));
-    let node = old.get(key);
-    if (node) {
-      old.delete(key);
-    } else {
-      node = create(item);
-      node.dataset.key = key;
-    }
-    update(node, item);
-    if (parent.children[at] !== node) parent.insertBefore(node, parent.children[at] || null);
-  });
-  for (const node of old.values()) node.remove();
-}
 
 function table(parent, label, columns) {
   const node = make("table", "gm-table", parent);

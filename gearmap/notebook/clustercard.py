@@ -24,7 +24,7 @@ from typing import Any
 
 from gearmap.client import Client, LocalCluster
 from gearmap.errors import GearmapError
-from gearmap.notebook.routing import route_directly
+from gearmap.notebook.widgets import route_directly, widget_view
 from gearmap.overview.cardstate import cluster_card_state, cpu_shares
 from gearmap.overview.values import ClusterStatus, NodeStatus
 
@@ -81,12 +81,7 @@ class ClusterCard:
         assert client is not None  # whoever shows it has it
         status = client.status()
         self._tell(client, status)
-        bundle = _table(repr(client), status)
-        bundle["application/vnd.jupyter.widget-view+json"] = {
-            "version_major": 2,
-            "version_minor": 0,
-            "model_id": self.widget.model_id,
-        }
+        bundle = _table(repr(client), status) | widget_view(self.widget)
         handle = display(bundle, raw=True, display_id=True)
         # What is shown later is shown in this cell's context, or it would land in whatever cell runs then.
         self._cells.append((contextvars.copy_context(), handle))

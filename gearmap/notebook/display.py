@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 from gearmap.display import registry
 from gearmap.display.registry import SinkRequest
+from gearmap.display.sinks import SinkKind, choose_sink
 from gearmap.notebook.reprs import install_formatters
 from gearmap.notebook.runcard import CardFace, HtmlFace, RunCard
 from gearmap.notebook.ticker import Ticker
@@ -62,7 +63,14 @@ class KernelDisplay:
 
     def show_cluster(self, client: Any) -> None:
         """Show the live card of a cluster, or its table where no card can live."""
-        if client.is_closed or not self.has_widgets() or os.environ.get("GEARMAP_PROGRESS") in ("html", "text", "off"):
+        kind = choose_sink(
+            progress=None,
+            is_terminal=False,
+            environ=os.environ,
+            is_notebook=True,
+            has_widgets=self.has_widgets(),
+        )
+        if client.is_closed or kind is not SinkKind.CARD:
             _display()({"text/plain": repr(client), "text/html": client._repr_html_()}, raw=True)
             return
         from gearmap.notebook.clustercard import BusyKernel, ClusterCard
@@ -99,7 +107,7 @@ def _cluster_class() -> Any:
     import traitlets
 
     class ClusterCardWidget(anywidget.AnyWidget):
-        _esm = _source("cluster.js")
+        _esm = _source("dom.js") + _source("cluster.js")
         _css = _source("card.css") + _source("cluster.css")
         state = traitlets.Dict().tag(sync=True)
 
@@ -115,7 +123,7 @@ def _card_class() -> Any:
     import traitlets
 
     class RunCardWidget(anywidget.AnyWidget):
-        _esm = _source("card.js")
+        _esm = _source("dom.js") + _source("card.js")
         _css = _source("card.css")
         state = traitlets.Dict().tag(sync=True)
         rows: Any = traitlets.List().tag(sync=True)

@@ -32,8 +32,8 @@ from gearmap.display.view import (
     one_line,
     summary_html,
 )
-from gearmap.notebook.routing import route_directly
 from gearmap.notebook.ticker import Ticker
+from gearmap.notebook.widgets import route_directly, widget_view
 
 __all__ = ["CardFace", "Face", "HtmlFace", "RunCard"]
 
@@ -243,9 +243,7 @@ class CardFace:
         self._handle = self._display(
             _bundle(sentence, f'<div class="{mark}">{escape(sentence)}</div>'), raw=True, display_id=True
         )
-        card = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
-        bundle = {"application/vnd.jupyter.widget-view+json": card}
-        self._card_handle = self._display(bundle, raw=True, display_id=True)
+        self._card_handle = self._display(widget_view(self._widget), raw=True, display_id=True)
 
     def show(self, view: RunView, text: str) -> None:
         """Send what has changed."""

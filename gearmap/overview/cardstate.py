@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gearmap.core.sizes import shown_bytes
-from gearmap.overview.html import queue_owner, task_words
+from gearmap.overview.html import counted, queue_owner, task_words
 from gearmap.overview.values import ClusterStatus, NodeStatus, WorkerStatus
 
 __all__ = ["cluster_card_state", "cpu_shares"]
@@ -61,7 +61,7 @@ def cluster_card_state(
     """
     have = len(status.workers)
     if wanted is not None and not note and have != wanted:
-        note = f"{_count(wanted, 'worker')} wanted, {have} here"
+        note = f"{counted(wanted, 'worker')} wanted, {have} here"
     return {
         "where": status.where,
         "as_of": _clock(status.taken),
@@ -91,7 +91,7 @@ def _line(status: ClusterStatus) -> str:
     if not status.nodes:
         return "no node is connected" if status.servers else "not started yet"
     busy = sum(worker.state == "busy" for worker in status.workers)
-    return f"{_count(len(status.nodes), 'node')} · {_count(len(status.workers), 'worker')} · {busy:,} busy"
+    return f"{counted(len(status.nodes), 'node')} · {counted(len(status.workers), 'worker')} · {busy:,} busy"
 
 
 def _nodes(status: ClusterStatus, shares: Mapping[str, float], seen: Mapping[str, float]) -> list[list[Any]]:
@@ -117,7 +117,7 @@ def _use(node: NodeStatus, shares: Mapping[str, float], seen: Mapping[str, float
         last = seen.get(node.node_id)
         return "has not answered" if last is None else f"last seen at {_clock(last)}"
     busy = sum(worker.state == "busy" for worker in node.workers)
-    words = [f"{busy} of {_count(len(node.workers), 'worker')} busy"]
+    words = [f"{busy} of {counted(len(node.workers), 'worker')} busy"]
     known = [shares[worker.name] for worker in node.workers if worker.name in shares]
     if known:
         words.append(f"CPU {sum(known):.0%}")
@@ -147,16 +147,12 @@ def _hidden(status: ClusterStatus) -> str:
         (SHOWN_NODES, len(status.nodes), "node"),
     ):
         if there > shown:
-            hidden.append(_count(there - shown, f"more {noun}"))
+            hidden.append(counted(there - shown, f"more {noun}"))
     seen = sum(len(node.workers) for node in status.nodes[:SHOWN_NODES])
     if seen > SHOWN_WORKERS:
-        hidden.append(_count(seen - SHOWN_WORKERS, "more worker"))
+        hidden.append(counted(seen - SHOWN_WORKERS, "more worker"))
     return ", ".join(hidden)
 
 
 def _clock(seconds: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(seconds))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

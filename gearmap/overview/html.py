@@ -13,7 +13,7 @@ from html import escape
 from gearmap.core.sizes import shown_bytes
 from gearmap.overview.values import ClusterStatus, NodeStatus, QueueStatus, ServerStatus, WorkerStatus
 
-__all__ = ["queue_owner", "status_html", "task_words"]
+__all__ = ["counted", "queue_owner", "status_html", "task_words"]
 
 # Rows of workers that are shown; a hundred hosts must not make a page of thousands of lines.
 SHOWN_WORKERS = 40
@@ -29,7 +29,7 @@ def status_html(status: ClusterStatus) -> str:
     parts = [f"<b>gearmap</b>: {escape(status.where)}"]
     if status.nodes:
         parts.append(
-            f"<div>{_count(len(status.nodes), 'node')}, {_count(len(status.workers), 'worker')}, {busy} busy</div>"
+            f"<div>{counted(len(status.nodes), 'node')}, {counted(len(status.workers), 'worker')}, {busy} busy</div>"
         )
     elif status.servers:
         parts.append("<div>no node is connected; start one: <code>gearmap worker</code></div>")
@@ -92,7 +92,7 @@ def _node(node: NodeStatus, shown: Sequence[WorkerStatus]) -> str:
     columns = ("worker", "state", "task", "jobs done", "CPU time", "memory")
     table = _table("", columns, rows, numbers=(3, 4, 5))
     hidden = len(node.workers) - len(shown)
-    more = f"<div>and {_count(hidden, 'more worker')}</div>" if hidden else ""
+    more = f"<div>and {counted(hidden, 'more worker')}</div>" if hidden else ""
     return f'<details style="margin-top:4px" open><summary>{heading}</summary>{table}{more}</details>'
 
 
@@ -130,5 +130,6 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *,
     return f"{caption}<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
