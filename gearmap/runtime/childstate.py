@@ -42,7 +42,7 @@ from gearmap.runtime.entrypoints import watch_entry_points
 from gearmap.runtime.slate import Slate
 from gearmap.runtime.taskoutput import OutputStream
 
-__all__ = ["STATE", "Surroundings"]
+__all__ = ["STATE", "Surroundings", "identity"]
 
 STATE = "state"
 """The mark that a task has changed what only `restore` puts back."""
@@ -238,16 +238,16 @@ class Surroundings:
                 signal.signal(number, kept)
 
     def _keep_descriptors(self) -> None:
-        fds = [_identity(fd) for fd in range(3)]
+        fds = [identity(fd) for fd in range(3)]
         if fds != self._fds:
             for spare in self._spares:
                 with suppress(OSError):  # a task may have closed it
                     os.close(spare)
             self._spares = [_spare(fd) for fd in range(3)]
-            self._fds = [_identity(fd) for fd in range(3)]
+            self._fds = [identity(fd) for fd in range(3)]
 
     def _restore_fds(self) -> tuple[bool, bool]:
-        changed = [fd for fd in range(3) if _identity(fd) != self._fds[fd]]
+        changed = [fd for fd in range(3) if identity(fd) != self._fds[fd]]
         mended = [_put_back(self._spares[fd], fd) for fd in changed]
         return bool(changed), all(mended)
 
@@ -295,7 +295,7 @@ def _standard_streams() -> tuple[Any, ...]:
     return get("stdin"), get("stdout"), get("stderr")
 
 
-def _identity(fd: int) -> tuple[int, int] | None:
+def identity(fd: int) -> tuple[int, int] | None:
     """What a descriptor stands for; None if it is closed."""
     try:
         status = os.fstat(fd)
@@ -306,7 +306,7 @@ def _identity(fd: int) -> tuple[int, int] | None:
 
 def _spare(fd: int) -> int:
     """Return a copy of a standard descriptor, to restore it from; open it if it is not."""
-    if _identity(fd) is None:
+    if identity(fd) is None:
         _put_back(-1, fd)
     if sys.platform == "win32":
         return os.dup(fd)

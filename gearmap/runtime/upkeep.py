@@ -11,6 +11,7 @@ Rule 3: a forked copy of the process never speaks for it. It has no pipe, and wh
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
@@ -19,7 +20,7 @@ import traceback
 from collections.abc import Hashable
 from time import perf_counter
 
-from gearmap.runtime.childstate import STATE, Surroundings
+from gearmap.runtime.childstate import STATE, Surroundings, identity
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.outlets import ChildOutlets
@@ -60,6 +61,8 @@ class Upkeep:
         self.marks: list[str] = []
         self.is_fit = True
         self._pipe = pipe
+        self._pipe_fd = pipe.fileno()
+        self._pipe_identity = identity(self._pipe_fd)
         self._shelf = slate.shelf
         self._outlets = outlets
         self.has_output = outlets.is_written
@@ -162,7 +165,15 @@ class Upkeep:
         return is_well or self.restore()
 
     def restore(self) -> bool:
-        """Look closely, and put back what is not as it was; return whether the process is fit for another task."""
+        """Look closely, and put back what is not as it was; return whether the process is fit for another task.
+
+        Raises
+        ------
+        OSError
+            If the task has closed the pipe. It is the one to be charged, and so before another begins.
+        """
+        if identity(self._pipe_fd) != self._pipe_identity:
+            raise OSError(errno.EBADF, "a task has closed the descriptor by which its process reports to the worker")
         self._began = perf_counter()
         self._unseen = 0.0
         is_untidy, is_whole = self._surroundings.restore()

@@ -590,6 +590,11 @@ def closes_everything_else():
     os.closerange(3, 256)
 
 
+def closes_everything_else_and_goes_on():
+    os.closerange(3, 256)
+    time.sleep(0.01)  # so long that what it returns would be handed over at once
+
+
 def exits():
     os._exit(3)
 
@@ -602,7 +607,9 @@ def crashes():
     ctypes.string_at(0)
 
 
-@pytest.mark.parametrize("end", [closes_everything_else, exits, exits_in_c, crashes])
+@pytest.mark.parametrize(
+    "end", [closes_everything_else, closes_everything_else_and_goes_on, exits, exits_in_c, crashes]
+)
 def test_a_task_that_ends_its_process_is_charged_and_the_others_finish(one, end):
     def task(x):
         if x == 2:
