@@ -460,7 +460,7 @@ class RunEngine:
             self.tally.jobs += 1
             self._attempts[attempt.id] = attempt
             self._in_flight[server] += 1
-            out.append(ev.Submit(attempt.id, server, spans, history.avoid, history.attempts))
+            out.append(ev.Submit(attempt.id, server, spans, history.avoid, history.attempts, history.exact))
 
     def _roomiest_server(self, now: float) -> int | None:
         """Return the server with the fewest jobs of this run, or None if every window is full."""

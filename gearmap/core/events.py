@@ -257,7 +257,7 @@ class Tick:
 class Submit:
     """Send a chunk to a job server, under a fresh unique.
 
-    `attempts` says which attempt this is of each of its tasks.
+    `attempts` says which attempt this is of each of its tasks, `exact` that the one that runs must be known.
     """
 
     attempt: int
@@ -265,6 +265,7 @@ class Submit:
     spans: tuple[Span, ...]
     avoid: tuple[str, ...] = ()
     attempts: int = 1
+    exact: bool = False
 
     @property
     def function(self) -> Hashable:

@@ -4,7 +4,8 @@ What must not live here: which job goes to which server, and when (`engine`).
 
 Rule 1: all tasks of an attempt share one history, so an attempt that ends parts its tasks by what they met.
 Rule 2: a task that waits for its time is in no queue: nothing else waits for it.
-Rule 3: where nobody knows which task took a worker with it, the chunk is halved until one is left.
+Rule 3: where nobody knows which task took a worker with it, a node is asked to watch the chunk closely; where that
+does not help, it is halved until one is left.
 """
 
 from __future__ import annotations
@@ -226,6 +227,8 @@ class Reruns:
         known = after_loss(attempt.history)
         size = sum(stop - start for start, stop in rest)
         culprit = attempt.task_at(report.charged)
+        if culprit is None and size > 1 and worker and not known.exact:  # of a lost host nobody would know more
+            return [_Rerun(rest, replace(known, exact=True))]
         if culprit is None and size > 1:
             return [_Rerun(half, known) for half in parted(rest, size // 2)]
         if culprit is None:

@@ -117,6 +117,8 @@ class History:
         How often its tasks failed by themselves.
     losses
         How many workers its task took with it; chunks of several have 0.
+    exact
+        Whether one of its tasks took a worker with it and nobody knows which: the next time it must be known.
     avoid
         Workers that its next header names.
     lacking
@@ -134,6 +136,7 @@ class History:
     unready: int = 0
     failures: int = 0
     losses: int = 0
+    exact: bool = False
 
     @property
     def attempts(self) -> int:

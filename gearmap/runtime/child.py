@@ -30,6 +30,7 @@ __all__ = [
     "DEFECT_EXIT",
     "FINAL",
     "FRAME",
+    "GROUPED",
     "HANDED_OVER",
     "INITIALIZING",
     "JOB",
@@ -56,7 +57,8 @@ LAST = b"L"  # like FINAL, and the child must not be given another job
 LOADING = ~0
 INITIALIZING = -(2**62)  # it is in a tenant's initializer
 PACKING = INITIALIZING + 1  # it pickles the results of several tasks at once
-HANDED_OVER = INITIALIZING + 2  # it has not read its job yet
+GROUPED = INITIALIZING + 2  # it runs one of some tiny tasks; see `childrun`
+HANDED_OVER = INITIALIZING + 3  # it has not read its job yet
 
 _META_BYTES = struct.Struct("<Q")  # length of the keys and names
 _HEAD_BYTES = FRAME.size + _META_BYTES.size

@@ -180,8 +180,8 @@ class Child:
 
     @property
     def position(self) -> int | None:
-        """The position of the task that the child is at, as far as is known now; None in an initializer, and
-        while the results of several are pickled."""
+        """The position of the task that the child is at, as far as is known now; None in an initializer, among tiny
+        tasks, and while the results of several are pickled."""
         index = int(self._index[0])
         if index <= HANDED_OVER:
             return None
@@ -189,7 +189,7 @@ class Child:
 
     @property
     def running(self) -> int | None:
-        """The position of the task that runs; None if none does: nothing but loading goes on."""
+        """The position of the task that runs, with a time limit; None if none does: nothing but loading goes on."""
         index = int(self._index[0])
         return index if index >= 0 else None
 

@@ -6,7 +6,9 @@ what is done about what tasks leave behind (`upkeep`), and anything the node imp
 Rule 1: what a task finished is committed before the next task begins, unless tasks are tiny; what was committed, to
 shared memory or the pipe, survives this process.
 Rule 2: the index of the running task is one aligned store into shared memory, so that a death is charged to the right
-task, and only what a task itself takes is held against its time. Nothing else is shared.
+task, and only what a task itself takes is held against its time. Nothing else is shared. Among tiny tasks, for which
+the store would take as long as the task, the index says only that: if the process dies then, nobody is charged, and
+the chunk comes again with `exact`.
 Rule 3: a job of one call is by far the most frequent; it must not pay for what longer ones need.
 """
 
@@ -23,7 +25,7 @@ from time import perf_counter
 from typing import Any
 
 from gearmap.runtime import task
-from gearmap.runtime.child import INITIALIZING, LOADING, ChildSettings, Job, receive
+from gearmap.runtime.child import GROUPED, INITIALIZING, LOADING, ChildSettings, Job, receive
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.coroutines import awaited
 from gearmap.runtime.outlets import ChildOutlets
@@ -104,6 +106,7 @@ class Runner:
         upkeep.begin(function)
         blocks = header.blocks
         is_timed = header.task_timeout is not None
+        is_exact = header.exact or is_timed
         task.begin_job(job.execution_id, job.worker, header, numbers, self._index, self._progress)
         is_single = len(blocks) == 1 and blocks[0].size == 1 and blocks[0].kind is BlockKind.CALLS
         if is_single and not is_timed and blocks[0].run:
@@ -113,7 +116,7 @@ class Runner:
             rest = iter(payloads[1:])
             for block in blocks:
                 taken = list(islice(rest, block.size if block.kind is BlockKind.CALLS else 1))
-                position = self._run_block(fn, block, taken, position, committer, is_timed)
+                position = self._run_block(fn, block, taken, position, committer, is_timed, is_exact)
                 if not upkeep.is_fit:
                     break
         task.end_job()
@@ -182,6 +185,7 @@ class Runner:
         position: int,
         committer: Committer,
         is_timed: bool,
+        is_exact: bool,
     ) -> int:
         """Run the block's tasks; return the position after them."""
         committer.starts()
@@ -195,9 +199,9 @@ class Runner:
             return stop
         if is_timed:
             calls = task.timed(calls)
-        _run_tasks(
-            call, calls, position, stop, self._index, committer, self._upkeep, lambda item: _shown(fn, arguments, item)
-        )
+        index, upkeep = self._index, self._upkeep
+        shown = partial(_shown, fn, arguments)
+        _run_tasks(call, calls, position, stop, index, committer, upkeep, shown, is_exact)
         return stop
 
 
@@ -274,6 +278,7 @@ def _run_tasks(
     committer: Committer,
     upkeep: Upkeep,
     shown: Callable[[Any], str],
+    is_exact: bool,
 ) -> None:
     """The hot loop. Everything that is not needed for each task happens once a group.
 
@@ -283,25 +288,34 @@ def _run_tasks(
     item: Any = None
     results: list[Any] = []
     first = position
+    task.begin_row(first, results)
     marks = upkeep.marks
     began = read = perf_counter()
     while position < stop:
         at = position
         try:
-            for item in islice(calls, group):
-                index[0] = position
-                results.append(call(item))
-                position += 1
-                if marks:
-                    break
+            if group == 1 or is_exact:
+                for index[0], item in zip(range(position, position + group), calls, strict=False):
+                    results.append(call(item))
+                    if marks:
+                        break
+            else:
+                index[0] = GROUPED
+                for item in islice(calls, group):
+                    results.append(call(item))
+                    if marks:
+                        break
+            position = first + len(results)
         except BaseException as error:
             now = perf_counter()
+            position = first + len(results)
             seconds = (now - read) / (position - at + 1)
             committer.commit(first, results, now - began)
             upkeep.collect(position, committer, error)
             committer.failed(position, error, shown(item), seconds)
             position += 1
             results, first, began = [], position, perf_counter()
+            task.begin_row(first, results)
             read = began
             if upkeep.restore():
                 continue
@@ -320,6 +334,7 @@ def _run_tasks(
             committer.commit(first, results, elapsed)
             group = _group(elapsed, position - first)
             results, first, began = [], position, perf_counter()
+            task.begin_row(first, results)
             read = began
             if not upkeep.worked(elapsed, is_tiny=group > 1):
                 return

@@ -182,10 +182,10 @@ class JobWriter:
         if n_calls:
             blocks.append((BlockKind.CALLS, n_calls, [(0, n_calls)]))
         content = tuple((kind, size, tuple(run)) for kind, size, run in blocks)
-        return self._header(digest, chunk.avoid, chunk.attempts, place, content), body
+        return self._header(digest, chunk, place, content), body
 
-    def _header(self, digest: bytes, avoid: tuple[str, ...], attempt: int, place: Place, blocks: _Blocks) -> bytes:
-        content = (digest, avoid, attempt, place, blocks)
+    def _header(self, digest: bytes, chunk: ev.Submit, place: Place, blocks: _Blocks) -> bytes:
+        content = (digest, chunk.avoid, chunk.attempts, chunk.exact, place, blocks)
         encoded = self._headers.get(content)
         if encoded is None:
             header = JobHeader(
@@ -198,8 +198,9 @@ class JobWriter:
                 initializer=self._tenancy is not None,
                 max_tasks_per_child=self._max_tasks_per_child,
                 log_level=self._log_level,
-                avoid=avoid,
-                attempt=attempt,
+                avoid=chunk.avoid,
+                attempt=chunk.attempts,
+                exact=chunk.exact,
                 level=self._level,
                 cwd=place.cwd,
                 sys_path=place.sys_path,

@@ -12,12 +12,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from gearmap.runtime.child import GROUPED
 
 if TYPE_CHECKING:
     from gearmap.runtime.slate import Progress
@@ -28,6 +30,7 @@ __all__ = [
     "Task",
     "at_end_of_job",
     "begin_job",
+    "begin_row",
     "current_task",
     "end_job",
     "report_progress",
@@ -79,19 +82,27 @@ class _Job(NamedTuple):
     worker: str
     header: JobHeader
     numbers: Buffer
-    position: memoryview  # in the memory that is shared with the node
+    noted: memoryview  # the index, in the memory that is shared with the node
     progress: Progress | None  # there, too
 
     def task(self) -> Task | None:
         from gearmap.wire.jobheader import task_number
 
-        position = self.position[0]
+        position = self.position()
         number = None if position < 0 else task_number(self.numbers, position)
         if number is None:
             return None
         header, timeout = self.header, self.header.task_timeout
         deadline = None if timeout is None else _clock + timeout
         return Task(number, header.attempt, self.worker, deadline, header.run, header.level)
+
+    def position(self) -> int:
+        """Return the position of the task that runs, or less than 0."""
+        index: int = self.noted[0]
+        if index == GROUPED:
+            first, results = _row
+            return first + len(results)
+        return index
 
 
 class _Inline(NamedTuple):
@@ -102,6 +113,7 @@ class _Inline(NamedTuple):
 
 
 _job: _Job | None = None
+_row: tuple[int, Sized] = (0, ())  # the position of the first task since the last outcome, and the results since
 _clock = 0.0  # when the running task has begun; kept only for tasks that may run out of time
 _endings: list[Callable[[], None]] = []
 _lock = threading.Lock()
@@ -158,7 +170,7 @@ def report_progress(done: float, total: float | None = None) -> None:
     fraction = min(1.0, max(0.0, fraction))
     if inline is not None and inline.progress is not None:
         inline.progress(fraction)
-    elif job is not None and job.progress is not None and (position := job.position[0]) >= 0:
+    elif job is not None and job.progress is not None and (position := job.position()) >= 0:
         job.progress.set(position, fraction)
 
 
@@ -173,11 +185,17 @@ def begin_job(
     index: memoryview,
     progress: Progress | None = None,
 ) -> None:
-    """From now on this process runs tasks of a job; `index` tells which."""
+    """From now on this process runs tasks of a job; `index` tells which, or that the last row does."""
     global _job
     if progress is not None:
         progress.clear()
     _job = _Job(execution_id, worker, header, numbers, index, progress)
+
+
+def begin_row(first: int, results: Sized) -> None:
+    """The task at position `first` comes next, and `results` holds what it and those after it have returned."""
+    global _row
+    _row = first, results
 
 
 def end_job() -> None:

@@ -104,6 +104,8 @@ class JobHeader:
         Names of workers that should not take the job.
     attempt
         Which attempt this is of each of the tasks, from 1.
+    exact
+        Whether it must be known at each moment which task runs, however short they are.
     level
         Nesting level, 0 outside of tasks.
     cwd, sys_path
@@ -127,6 +129,7 @@ class JobHeader:
     retry_exceptions: bool = False
     avoid: tuple[str, ...] = ()
     attempt: int = 1
+    exact: bool = False
     level: int = 0
     cwd: str | None = None
     sys_path: tuple[str, ...] | None = None
@@ -158,6 +161,8 @@ class JobHeader:
             values["avoid"] = self.avoid
         if self.attempt != 1:
             values["attempt"] = self.attempt
+        if self.exact:
+            values["exact"] = True
         if self.level:
             values["level"] = self.level
         if self.cwd is not None:
@@ -194,6 +199,7 @@ class JobHeader:
             retry_exceptions=read_bool(values, "retry_exceptions"),
             avoid=as_strings(read_list(values, "avoid"), "avoid"),
             attempt=read_int(values, "attempt") if "attempt" in values else 1,
+            exact=read_bool(values, "exact"),
             level=read_int(values, "level"),
             cwd=read_str(values, "cwd") if "cwd" in values else None,
             sys_path=as_strings(read_list(values, "sys_path"), "sys_path") if "sys_path" in values else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -437,6 +438,24 @@ def test_a_chunk_that_killed_a_worker_without_a_trace_is_halved() -> None:
     engine, (job,) = running(5)
     halves = submits(engine.handle(ev.AttemptLost(job.attempt, ev.LossReason.WORKER), 1.0))
     assert [tasks(half) for half in halves] == [[0, 1], [2, 3, 4]]
+
+
+def test_a_chunk_of_which_the_node_does_not_know_who_killed_a_child_goes_again_as_one_to_be_watched() -> None:
+    engine, (job,) = running(5)
+    assert not job.exact
+    report = not_run(ev.NotRunKind.DIED, charged=None)
+    (again,) = submits(engine.handle(outcome(job.attempt, (0, 1), not_run=report), 1.0))
+    assert (tasks(again), again.exact, again.attempts) == ([1, 2, 3, 4], True, 1)
+    rest, culprit = submits(engine.handle(outcome(again.attempt, not_run=replace(report, charged=1)), 2.0))
+    assert (tasks(rest), tasks(culprit)) == ([1, 3, 4], [2])
+
+
+def test_a_watched_chunk_that_killed_a_child_and_nobody_knows_who_is_halved() -> None:
+    engine, (job,) = running(4)
+    report = not_run(ev.NotRunKind.DIED, charged=None)
+    (again,) = submits(engine.handle(outcome(job.attempt, not_run=report), 1.0))
+    halves = submits(engine.handle(outcome(again.attempt, not_run=report), 2.0))
+    assert [tasks(half) for half in halves] == [[0, 1], [2, 3]]
 
 
 def test_a_single_task_that_kills_workers_without_a_trace_is_not_run_for_ever() -> None:
