@@ -36,7 +36,7 @@ from gearmap.core.retry import RetryPolicy
 from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
 from gearmap.keyfile import load_key, load_or_make_key
 from gearmap.runtime import child, task
-from gearmap.runtime.blobs import BlobStore, can_share
+from gearmap.runtime.blobs import ArgumentStore, BlobStore, can_share
 from gearmap.runtime.callrun import MAX_BLOCK_CALLS, CallRun
 from gearmap.runtime.consumer import Consumer
 from gearmap.runtime.driver import Driver
@@ -105,6 +105,7 @@ class Backend:
         self._secret = secret
         self._lock = threading.RLock()
         self._driver: Driver | None = None
+        self.arguments: ArgumentStore | None = None
         self._place_buffers = self._buffer_placer()
         self._pickled = _Pickled((), (), self._place_buffers)
         self._pickled_otherwise: dict[tuple[Any, Any], _Pickled] = {}
@@ -134,6 +135,11 @@ class Backend:
     def addresses(self) -> tuple[ServerAddress, ...]:
         """The job servers; of a local cluster, once the driver is ready."""
         return self._addresses
+
+    @property
+    def place_arguments(self) -> Callable[[Payload], Payload] | None:
+        """What puts the large buffers of a call's arguments where its worker finds them, if there is such a place."""
+        return None if self.arguments is None else self.arguments.place
 
     @property
     def id(self) -> str:
@@ -329,7 +335,10 @@ class Backend:
         return new_session(self._secret, queue)
 
     def _buffer_placer(self) -> Callable[[Payload], Payload] | None:
-        """Return what puts the large buffers of functions where all nodes find them, if there is such a place."""
+        """Return what puts the large buffers of functions where all nodes find them, if there is such a place.
+
+        Those of arguments go into `arguments`.
+        """
         return None
 
     def _check_usable(self) -> None:
@@ -395,7 +404,10 @@ class LocalBackend(Backend):
         self._pickled_otherwise = {}
 
     def _buffer_placer(self) -> Callable[[Payload], Payload] | None:
-        return BlobStore().place if can_share() else None
+        if not can_share():
+            return None
+        self.arguments = ArgumentStore()
+        return BlobStore().place
 
     def _check_usable(self) -> None:
         if self.processes.is_foreign:

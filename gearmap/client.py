@@ -266,7 +266,7 @@ class Client(BoundOptions):
             self._inline_tasks += 1
             return submit_inline(fn, args, kwargs, self._inline_tasks - 1, options)
         function = backend.pickle_function(fn, options)
-        call = dump_call(args, kwargs)
+        call = dump_call(args, kwargs, backend.place_arguments)
         place = backend.place()
         run = self._call_run(options)
         try:

@@ -102,7 +102,8 @@ def run_everywhere(
         return {"inline": _outcome(submit_inline(fn, args, kwargs, 0, options))}
     if child.is_child and backend.is_nested:
         raise ConfigurationError("a task cannot call something on every worker: its own is busy with the task")
-    function, call = backend.pickle_function(fn, options), dump_call(args, kwargs)
+    function = backend.pickle_function(fn, options)
+    call = dump_call(args, kwargs, backend.place_arguments)
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     backend.ready_driver()
     session = backend.open_session(options.queue)

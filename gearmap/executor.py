@@ -28,7 +28,7 @@ from gearmap.runtime.chunkfuture import ChunkFuture
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import Future
 from gearmap.runtime.inline import submit_inline
-from gearmap.wire.serializer import dump_call, dumps
+from gearmap.wire.serializer import dump_call, dump_snapshot
 
 __all__ = ["GearmanExecutor"]
 
@@ -226,7 +226,7 @@ class _Work:
         if backend.mode is ServerMode.INLINE:
             return self._submit_inline(fn, args, kwargs)
         function = backend.pickle_function(fn, self._options)
-        call = dump_call(args, kwargs)
+        call = dump_call(args, kwargs, backend.place_arguments)
         place = backend.place()
         with self._lock:
             try:
@@ -244,10 +244,9 @@ class _Work:
         place = backend.place()
         size = self._options.max_tasks_per_child or len(rows)
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        payloads = [
-            dumps(tuple(map(list, zip(*part, strict=True))), name="the arguments of a chunk", snapshot=True)
-            for part in parts
-        ]
+        columns = [tuple(map(list, zip(*part, strict=True))) for part in parts]
+        placed = backend.place_arguments
+        payloads = [dump_snapshot(each, name="the arguments of a chunk", place=placed) for each in columns]
         with self._lock:
             return [
                 self._ready_run().submit_chunk(function, payload, len(part), place)

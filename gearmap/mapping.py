@@ -110,6 +110,7 @@ def _runner(backend: Backend, future: MapFuture[Any], delay: float, began: tuple
         return InlineMap(record, _sink(backend, options, record.fn, total, delay=delay, cancel=future.cancel))
     function = backend.pickle_function(record.fn, options)
     driver = backend.ready_driver()
+    record.store = backend.arguments
     return MapRun(
         RunPort(driver, function, backend.place(), record.kind),
         backend.run_maker(driver, options, function[0], total),
@@ -163,6 +164,7 @@ def _imap_results(
         backend.run_maker(driver, to_the_end, function[0], total),
         source,
         options,
+        store=backend.arguments,
         buffersize=buffersize,
         ordered=ordered,
         make_sink=lambda cancel: _sink(backend, options, fn, total, delay=SHOW_AFTER, cancel=cancel),

@@ -14,6 +14,8 @@ from time import monotonic
 from typing import Any
 
 from gearmap.errors import SerializationError
+from gearmap.runtime.blobs import ArgumentStore
+from gearmap.wire.framing import Payload
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.serializer import dumps
 
@@ -152,8 +154,10 @@ class ArgumentSource:
             raise
 
 
-def pickle_block(source: ArgumentSource, value: Any, first: int, size: int) -> Any:
-    """Pickle a block's value.
+def pickle_block(
+    source: ArgumentSource, value: Any, first: int, size: int, store: ArgumentStore | None = None
+) -> Payload:
+    """Pickle a block's value; its large buffers go into the store, if there is one.
 
     Raises
     ------
@@ -161,12 +165,13 @@ def pickle_block(source: ArgumentSource, value: Any, first: int, size: int) -> A
         If it does not pickle; names the argument and the task that it fails for.
     """
     try:
-        return dumps(value, name=_name_block(first, size))
+        payload = dumps(value, name=_name_block(first, size))
     except SerializationError:
         for task in range(size):
             for number, argument in enumerate(source.arguments(value, task)):
                 dumps(argument, name=f"argument {number} of task {first + task}")
         raise
+    return payload if store is None or len(payload) == 1 else store.place(payload, snapshot=False)
 
 
 def _name_block(first: int, size: int) -> str:

@@ -1,7 +1,7 @@
 """Large buffers that client and children of one machine share instead of sending them.
 
-What must not live here: which payloads this is done for (`backend`), and how a pickle names what is elsewhere
-(`wire.serializer`).
+What must not live here: which payloads this is done for (`backend`), how a pickle names what is elsewhere
+(`wire.serializer`), and how memory is sealed and mapped (`sealedmemory`).
 
 Rule 1: what is shared cannot change any more. It is a copy, in memory that the kernel has sealed against writing, and
 who opens it makes sure of that before use.
@@ -11,44 +11,109 @@ Rule 3: where it cannot be done, the buffer travels as any other.
 
 Data flow::
 
-    client: buffer -> BlobStore.place -> sealed memory, and a payload that calls `open_blob` where it is loaded
+    client: buffer -> place -> sealed memory, and a payload that calls `open_blob` where it is loaded
     child:  loads -> open_blob -> a private mapping: pages are shared until a task writes to them
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import secrets
-import sys
+import threading
 import weakref
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import count
+from typing import Union
 
 from gearmap.errors import SerializationError
+from gearmap.runtime.sealedmemory import (
+    SHARED_BYTES,
+    can_share,
+    close_memory,
+    is_sealed,
+    make_sealed,
+    map_sealed,
+    open_memory,
+    seal,
+    write_all,
+)
 from gearmap.wire.framing import Buffer, Payload, flat_view
 from gearmap.wire.serializer import Elsewhere, copied, with_elsewhere
 
-if sys.platform != "win32":
-    import fcntl
+__all__ = [
+    "BLOB_BYTES",
+    "MAX_ARGUMENTS",
+    "MAX_BLOBS",
+    "ArgumentStore",
+    "BlobPayload",
+    "BlobStore",
+    "can_share",
+    "content_bytes",
+    "open_blob",
+]
 
-__all__ = ["BLOB_BYTES", "MAX_BLOBS", "BlobStore", "can_share", "open_blob"]
+BLOB_BYTES = SHARED_BYTES
 
-# Buffers from this size on are shared. Raised: more bytes in each job; lowered: more descriptors, in the client and in
-# each child, for what costs less than opening and mapping it (about 50 us).
-BLOB_BYTES = 1024 * 1024
-
-# What is copied and hashed at a time. Raised: it leaves the processor's cache before it is hashed and written; lowered:
-# more system calls.
+# What is copied and hashed, or compared, at a time. Raised: it leaves the processor's cache before it is hashed and
+# written; lowered: more system calls.
 _STEP_BYTES = 256 * 1024
 
-# Each blob is an open file of the client, and of each child for as long as it keeps the function: 1024 is what most
-# systems allow a process. Beyond this many, buffers travel as others do. Raised: more arrays at a time; lowered: fewer
-# descriptors.
+# Each blob is an open file of the client: 1024 is what most systems allow a process. Beyond this many, buffers travel
+# as others do. Raised: more arrays at a time; lowered: fewer descriptors. Those of functions, then those of arguments.
 MAX_BLOBS = 32
+MAX_ARGUMENTS = 128
+
+# The part of the machine's memory that arguments may take beside the user's own arrays. Raised: more large calls can
+# wait as cheaply; lowered: more room for everything else.
+_MEMORY_SHARE = 0.25
+
+# Blobs of the same size with which an argument is compared. Raised: equal arrays among many of one size are found;
+# lowered: fewer looks (about 3 us each, as nearly all differ at once).
+_MOST_COMPARED = 8
+_FIRST_LOOK_BYTES = 4096
 
 _DIGEST_BYTES = 32
+
+
+class _Blob:
+    """Sealed memory; closed with the last reference to this."""
+
+    def __init__(self, descriptor: int, n_bytes: int) -> None:
+        self.n_bytes = n_bytes
+        self.descriptor = descriptor
+        status = os.fstat(descriptor)
+        self.address = (os.getpid(), descriptor, status.st_dev, status.st_ino, n_bytes)
+        weakref.finalize(self, close_memory, descriptor, n_bytes).atexit = False
+
+
+_Parts = Sequence[Union[Buffer, _Blob]]  # noqa: UP007 - evaluated at run time
+
+
+class BlobPayload(list[Buffer]):
+    """A payload, with the blobs that it needs.
+
+    Attributes
+    ----------
+    store
+        Whose they are.
+    """
+
+    def __init__(self, payload: Iterable[Buffer], store: object, stream: Buffer, parts: _Parts) -> None:
+        super().__init__(payload)
+        self.store = store
+        self._stream = stream
+        self._parts = parts
+
+    @property
+    def shared_bytes(self) -> int:
+        """How much does not travel."""
+        return sum(part.n_bytes for part in self._parts if isinstance(part, _Blob))
+
+    def inline(self) -> list[Buffer]:
+        """Return a payload that loads to the same on any machine."""
+        parts = [map_sealed(part.descriptor, part.n_bytes) if isinstance(part, _Blob) else part for part in self._parts]
+        return [self._stream, *parts]
 
 
 class BlobStore:
@@ -70,18 +135,11 @@ class BlobStore:
 
         Its large buffers are shared, the others copied.
         """
-        blobs: list[_Blob] = []
-        buffers: list[Buffer | Elsewhere] = []
+        parts: list[Buffer | _Blob] = []
         for buffer in payload[1:]:
             blob = self._share(flat_view(buffer))
-            if blob is None:
-                buffers.append(copied(buffer))
-            else:
-                blobs.append(blob)
-                buffers.append(Elsewhere(open_blob, blob.address))
-        if not blobs:
-            return [payload[0], *map(_inline, buffers)]
-        return _BlobPayload(with_elsewhere(payload[0], buffers), blobs)
+            parts.append(copied(buffer) if blob is None else blob)
+        return _with_blobs(self, payload[0], parts)
 
     def _share(self, view: memoryview) -> _Blob | None:
         """Return the blob that holds what the view holds now; None if it is small, or there is no room for more."""
@@ -103,13 +161,13 @@ class BlobStore:
     def _copy(self, view: memoryview) -> _Blob:
         """Copy and hash in one go, so that the digest is that of the copy even if another thread writes meanwhile."""
         hasher = self._hasher()
-        descriptor = os.memfd_create("gearmap-blob", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        descriptor = open_memory()
         try:
             for start in range(0, len(view), _STEP_BYTES):
                 step = bytes(view[start : start + _STEP_BYTES])
                 hasher.update(step)
-                _write(descriptor, step)
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _seals())
+                write_all(descriptor, memoryview(step))
+            seal(descriptor)
             blob = _Blob(descriptor, len(view))
         except BaseException:
             os.close(descriptor)
@@ -121,33 +179,84 @@ class BlobStore:
         return hashlib.blake2b(key=self._key, digest_size=_DIGEST_BYTES)
 
 
-class _Blob:
-    """Sealed memory; closed with the last reference to this."""
+class ArgumentStore:
+    """The large buffers of arguments that one client shares, each as long as its task may need it.
 
-    def __init__(self, descriptor: int, n_bytes: int) -> None:
-        self.n_bytes = n_bytes
-        status = os.fstat(descriptor)
-        self.address = (os.getpid(), descriptor, status.st_dev, status.st_ino, n_bytes)
-        weakref.finalize(self, os.close, descriptor).atexit = False
+    Nothing is hashed: that takes longer than copying. A buffer that holds what one of the same size does is not kept
+    twice; most that differ do so in the first page. Any thread may place.
+    """
+
+    def __init__(self) -> None:
+        self._blobs: weakref.WeakValueDictionary[int, _Blob] = weakref.WeakValueDictionary()
+        self._numbers = count()
+        # What the garbage collector or a signal handler calls under it, in the same thread, may take it again.
+        self._lock = threading.RLock()
+        self._most_bytes = int(_MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+    def __len__(self) -> int:
+        return len(self._blobs)
+
+    def place(self, payload: Payload, *, snapshot: bool = True) -> Payload:
+        """Return a payload that loads to the same on this machine, its large buffers shared.
+
+        The others are copied for a `snapshot`, else left as they are.
+        """
+        parts: list[Buffer | _Blob] = []
+        for buffer in payload[1:]:
+            blob = self._share(flat_view(buffer))
+            parts.append(blob or (copied(buffer) if snapshot else buffer))
+        return _with_blobs(self, payload[0], parts)
+
+    def _share(self, view: memoryview) -> _Blob | None:
+        """Return a blob that holds what the view holds now; None if it is small, or there is no room for more."""
+        n_bytes = len(view)
+        if n_bytes < BLOB_BYTES:
+            return None
+        with self._lock:
+            kept = list(self._blobs.values())
+        of_size = [blob for blob in kept if blob.n_bytes == n_bytes]
+        for blob in of_size[-_MOST_COMPARED:]:
+            if _holds(blob, view):
+                return blob
+        if len(kept) >= MAX_ARGUMENTS or n_bytes + sum(blob.n_bytes for blob in kept) > self._most_bytes:
+            return None
+        try:
+            blob = _Blob(make_sealed(view), n_bytes)
+        except OSError:
+            return None
+        with self._lock:
+            self._blobs[next(self._numbers)] = blob
+        return blob
 
 
-class _BlobPayload(list[Buffer]):
-    """A payload, with the blobs that it needs."""
-
-    def __init__(self, payload: Iterable[Buffer], blobs: list[_Blob]) -> None:
-        super().__init__(payload)
-        self.blobs = blobs
+def content_bytes(payload: Payload) -> int:
+    """Return how long a payload is with what does not travel of it."""
+    travels = sum(memoryview(part).nbytes for part in payload)
+    return travels + payload.shared_bytes if isinstance(payload, BlobPayload) else travels
 
 
-def can_share() -> bool:
-    """Whether other processes of this user can open memory of this one."""
-    if not hasattr(os, "memfd_create"):
-        return False
-    try:
-        # They belong to root where the system guards this process from others of its user.
-        return os.stat("/proc/self/fd").st_uid == os.geteuid()
-    except OSError:
-        return False
+def _with_blobs(store: object, stream: Buffer, parts: _Parts) -> list[Buffer]:
+    if not any(isinstance(part, _Blob) for part in parts):
+        return [stream, *map(_inline, parts)]
+    named = [Elsewhere(open_blob, part.address) if isinstance(part, _Blob) else part for part in parts]
+    return BlobPayload(with_elsewhere(stream, named), store, stream, parts)
+
+
+def _inline(part: Buffer | _Blob) -> Buffer:
+    assert not isinstance(part, _Blob)
+    return part
+
+
+def _holds(blob: _Blob, view: memoryview) -> bool:
+    """Whether a blob holds what the view does."""
+    start, step = 0, _FIRST_LOOK_BYTES
+    while start < len(view):
+        # Copies that stay in the processor's cache: views are compared byte by byte.
+        if os.pread(blob.descriptor, step, start) != bytes(view[start : start + step]):
+            return False
+        start += step
+        step = _STEP_BYTES
+    return True
 
 
 def open_blob(pid: int, descriptor: int, device: int, inode: int, n_bytes: int) -> memoryview:
@@ -161,30 +270,8 @@ def open_blob(pid: int, descriptor: int, device: int, inode: int, n_bytes: int) 
     try:
         with open(f"/proc/{pid}/fd/{descriptor}", "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
-            if (status.st_dev, status.st_ino, status.st_size) != (device, inode, n_bytes) or not _is_sealed(file):
+            if (status.st_dev, status.st_ino) != (device, inode) or not is_sealed(file.fileno()):
                 raise SerializationError("a large array was let go by its client before it was loaded here")
-            return memoryview(mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_COPY))
+            return map_sealed(file.fileno(), n_bytes)
     except OSError as error:
         raise SerializationError(f"cannot open the memory of a large array of process {pid}: {error}") from error
-
-
-def _is_sealed(file: Any) -> bool:
-    try:
-        return bool(fcntl.fcntl(file, fcntl.F_GET_SEALS) & _seals() == _seals())
-    except OSError:  # a file that knows no seals
-        return False
-
-
-def _seals() -> int:
-    return fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _inline(buffer: Buffer | Elsewhere) -> Buffer:
-    assert not isinstance(buffer, Elsewhere)
-    return buffer

@@ -23,6 +23,7 @@ from typing import Any
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import ClusterBroken, GearmapError, ServerUnavailable
+from gearmap.runtime.blobs import content_bytes
 from gearmap.runtime.callgroup import CallGroup
 from gearmap.runtime.chunkfuture import ChunkFuture
 from gearmap.runtime.driver import Driver
@@ -450,4 +451,4 @@ def _end(future: Future[Any], task: int, failure: PendingFailure, attempts: int,
 
 
 def _size(call: bytes | Payload) -> int:
-    return len(call) if isinstance(call, bytes) else sum(memoryview(part).nbytes for part in call)
+    return len(call) if isinstance(call, bytes) else content_bytes(call)

@@ -20,6 +20,7 @@ from gearmap.core.buffering import AsTheyCome, Buffer, InOrder
 from gearmap.core.snapshot import ProgressSink, ProgressSnapshot
 from gearmap.errors import GearmapError, RunTimeout, SerializationError
 from gearmap.runtime.arguments import ArgumentSource, pickle_block
+from gearmap.runtime.blobs import ArgumentStore
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.port import WAIT_STEP, Mail, RunPort
@@ -45,6 +46,8 @@ class ImapRun:
         The run, not yet open.
     make_run
         Makes it. Its engine must not stop at the first failure: what stands before that is still wanted.
+    store
+        Where large buffers of arguments go, if there is such a place.
     make_sink
         Makes what shows it, of what cancels it.
     """
@@ -56,6 +59,7 @@ class ImapRun:
         source: ArgumentSource,
         options: RunOptions,
         *,
+        store: ArgumentStore | None,
         buffersize: int | None,
         ordered: bool,
         make_sink: Callable[[Callable[[], object]], ProgressSink],
@@ -64,6 +68,7 @@ class ImapRun:
         self._port = port
         self._make_run = make_run
         self._source = source
+        self._store = store
         self._options = options
         self._sink = make_sink(self.cancel)
         self._echo = Echo(self._sink, is_kept=False)
@@ -208,7 +213,7 @@ class ImapRun:
             value, taken = self._source.held(first, size)
         self._is_slow = time.monotonic() - began > PATIENCE
         try:
-            return taken, pickle_block(self._source, value, first, taken) if taken else None
+            return taken, pickle_block(self._source, value, first, taken, self._store) if taken else None
         except SerializationError as error:
             if taken > 1:
                 return self._take(first, taken // 2)  # what stands before the culprit is still wanted

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from gearmap.config import RunOptions
@@ -17,6 +18,7 @@ from gearmap.core.events import TaskRange
 from gearmap.core.ledger import Ledger, Piece
 from gearmap.errors import ConfigurationError, RunTimeout
 from gearmap.runtime.arguments import ArgumentSource, pickle_block
+from gearmap.runtime.blobs import ArgumentStore, BlobPayload
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.report import RunNotes
 from gearmap.wire.printed import NO_OUTPUT, Output
@@ -47,6 +49,8 @@ class MapRecord:
         Told whenever something was settled.
     notes
         What is to be said of its runs, newest last.
+    store
+        Where large buffers of arguments go in the newest run, if there is such a place.
     """
 
     def __init__(self, fn: Callable[..., Any], source: ArgumentSource, options: RunOptions) -> None:
@@ -54,6 +58,7 @@ class MapRecord:
         self.options = options
         self.failed: dict[int, Failed] = {}
         self.condition = threading.Condition()
+        self.store: ArgumentStore | None = None
         self.notes: deque[RunNotes] = deque(maxlen=KEPT_NOTES)
         self._source = source
         self._ledger: Ledger[Any] = Ledger()
@@ -91,7 +96,11 @@ class MapRecord:
 
     def pieces(self) -> Iterator[Piece[Any]]:
         """Yield what an earlier run has left, done or not."""
-        return self._ledger.pieces()
+        for piece in self._ledger.pieces():
+            content = piece.content
+            if isinstance(content, BlobPayload) and content.store is not self.store:
+                piece = replace(piece, content=content.inline())  # that run was on another cluster
+            yield piece
 
     def reopen(self) -> None:
         """Another run begins."""
@@ -113,7 +122,7 @@ class MapRecord:
         value, taken = self._source.take(first, size)
         if not taken:
             return first, 0, None
-        payload = pickle_block(self._source, value, first, taken)
+        payload = pickle_block(self._source, value, first, taken, self.store)
         self._results.extend([None] * (first + taken - len(self._results)))
         self._ledger.add(first, taken, payload)
         self._source.forget(first + taken)

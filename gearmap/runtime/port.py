@@ -15,6 +15,7 @@ from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.core.tally import Tally
 from gearmap.errors import ClusterBroken, GearmapError
+from gearmap.runtime.blobs import content_bytes
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
@@ -95,7 +96,7 @@ class RunPort:
 
         Tasks that are `done` are not run. If all are, there need be no arguments, and the payload is None.
         """
-        length = 0 if payload is None else sum(memoryview(part).nbytes for part in payload)
+        length = 0 if payload is None else content_bytes(payload)
         block = ev.Block(self._next_block, first, size, self._function[0], length)
         self._next_block += 1
         self._driver.post(lambda: self._add(block, payload, done, ended), self)

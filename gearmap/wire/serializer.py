@@ -45,6 +45,7 @@ __all__ = [
     "copied",
     "dump_call",
     "dump_function",
+    "dump_snapshot",
     "dumps",
     "explain_unpicklable",
     "loads",
@@ -135,8 +136,24 @@ def dump_function(fn: Callable[..., Any], *, name: str = "fn") -> list[Buffer]:
     return dumps(fn, name=name, snapshot=True)
 
 
-def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | list[Buffer]:
-    """Pickle the arguments of one call, as they are now.
+def dump_snapshot(value: Any, *, name: str, place: Callable[[Payload], Payload] | None = None) -> Payload:
+    """Pickle `value` as it is now; raises like `dumps`.
+
+    Parameters
+    ----------
+    place
+        Returns a payload that loads to the same and keeps no view of the user's arrays; by default they are copied.
+    """
+    if place is None:
+        return dumps(value, name=name, snapshot=True)
+    payload = dumps(value, name=name)
+    return payload if len(payload) == 1 else place(payload)
+
+
+def dump_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any], place: Callable[[Payload], Payload] | None = None
+) -> bytes | Payload:
+    """Pickle the arguments of one call, as they are now; `place` is as in `dump_snapshot`.
 
     Returns
     -------
@@ -150,9 +167,10 @@ def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | list[Buf
     """
     if not kwargs and _PLAIN.issuperset(map(type, args)):
         return pickle.dumps((args, kwargs), PROTOCOL)
-    payload = dumps((args, kwargs), name="the arguments", snapshot=True)
+    payload = dump_snapshot((args, kwargs), name="the arguments", place=place)
     stream = payload[0]
-    return stream if len(payload) == 1 and isinstance(stream, bytes) else payload
+    # Of a payload that was placed, what it keeps is needed, too.
+    return stream if type(payload) is list and len(payload) == 1 and isinstance(stream, bytes) else payload
 
 
 def missing_module(error: BaseException) -> str | None:

@@ -30,6 +30,7 @@ class FakeBackend:
     """Makes runs, and lets a test do something meanwhile."""
 
     mode = ServerMode.SERVERS
+    place_arguments = None
 
     def __init__(self) -> None:
         self.runs: list[FakeRun] = []
