@@ -54,7 +54,9 @@ if hasattr(os, "register_at_fork"):
 def remember(run: MapFuture[Any]) -> None:
     """Make a map the last one; the one before is let go."""
     with _lock:
+        before = _maps[:]
         _maps[:] = [run]
+    del before  # not under the lock: its results may have finalizers that ask for the last map
 
 
 def last() -> MapFuture[Any] | None:
@@ -66,4 +68,6 @@ def last() -> MapFuture[Any] | None:
 def forget() -> None:
     """Let the last map go."""
     with _lock:
+        before = _maps[:]
         _maps.clear()
+    del before  # as above

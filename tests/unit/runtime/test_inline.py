@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -133,3 +134,20 @@ def test_tiny_tasks_do_not_show_each_of_their_steps() -> None:
     shown = Shown()
     InlineMap(MapRecord(says_how_far, ArgumentSource([[1] * 200]), RunOptions()), shown).execute()
     assert len(shown.shots) < 100
+
+
+class AsksForTheLastMap:
+    def __del__(self):
+        gearmap.last()
+
+
+def test_results_of_the_last_map_may_ask_for_it_when_they_go():
+    def runs_two_maps():
+        with gearmap.LocalCluster(0) as here:
+            here.map(lambda x: AsksForTheLastMap(), range(3), progress=False)
+            here.map(abs, range(3), progress=False)
+
+    thread = threading.Thread(target=runs_two_maps, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
