@@ -37,6 +37,7 @@ from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
 from gearmap.keyfile import load_key, load_or_make_key
 from gearmap.runtime import child, task
 from gearmap.runtime.blobs import ArgumentStore, BlobStore, can_share
+from gearmap.runtime.blobsource import BlobSource
 from gearmap.runtime.callrun import MAX_BLOCK_CALLS, CallRun
 from gearmap.runtime.consumer import Consumer
 from gearmap.runtime.driver import Driver
@@ -106,6 +107,7 @@ class Backend:
         self._lock = threading.RLock()
         self._driver: Driver | None = None
         self.arguments: ArgumentStore | None = None
+        self._source: BlobSource | None = None
         self._place_buffers = self._buffer_placer()
         self._pickled = _Pickled((), (), self._place_buffers)
         self._pickled_otherwise: dict[tuple[Any, Any], _Pickled] = {}
@@ -165,6 +167,8 @@ class Backend:
             driver, self._driver = self._driver, None
         if driver is not None:
             driver.close()
+        if self._source is not None:
+            self._source.close()
         self._stop()
 
     def ready_driver(self) -> Driver:
@@ -318,6 +322,10 @@ class Backend:
         self._lock = threading.RLock()
         self._driver = None
         self.closing, self.exclusive = threading.Event(), threading.Lock()
+        # What the parent gives or shares goes with the parent.
+        self._place_buffers = self._buffer_placer()
+        self._pickled = _Pickled((), (), self._place_buffers)
+        self._pickled_otherwise = {}
 
     def _callers_place(self) -> Place:
         """The caller's folder, with its search path."""
@@ -339,7 +347,10 @@ class Backend:
 
         Those of arguments go into `arguments`.
         """
-        return None
+        if self.mode is not ServerMode.SERVERS or not self._secret:
+            return None
+        self._source = BlobSource([(each.host, each.port) for each in self._addresses], self._secret, self.patience)
+        return self._source.place
 
     def _check_usable(self) -> None:
         """Raise if this process cannot use it."""
@@ -398,10 +409,6 @@ class LocalBackend(Backend):
         """Stay away from the parent's processes; what was not started yet can be started here."""
         super()._after_fork_in_child()
         self.processes.let_go()
-        # What the parent shares goes with the parent.
-        self._place_buffers = self._buffer_placer()
-        self._pickled = _Pickled((), (), self._place_buffers)
-        self._pickled_otherwise = {}
 
     def _buffer_placer(self) -> Callable[[Payload], Payload] | None:
         if not can_share():

@@ -56,11 +56,15 @@ class Patience:
     send_timeout
         How long what was sent may stay unacknowledged (TCP_USER_TIMEOUT): keepalive does not see a host that vanishes
         while data is on its way. Raised: longer cuts of the network cost nothing; lowered: lost hosts are seen sooner.
+    blob_timeout
+        How long a large array that a node fetches from a client may bring nothing. Raised: a client that serves very
+        many nodes gets round; lowered: a worker is free sooner when a client hangs.
     """
 
     beat_interval: float = 5.0
     beat_timeout: float = 30.0
     send_timeout: float = 20.0
+    blob_timeout: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,11 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
     help="Replace the process that runs a worker's tasks once it has run N of them.",
 )
 @click.option(
+    "--blob-cache",
+    metavar="SIZE",
+    help="How much memory may hold large arrays of clients for their next jobs, such as 2G. Default: a quarter.",
+)
+@click.option(
     "--grace",
     type=click.FloatRange(min=0, max=1e6),
     metavar="SECONDS",
@@ -76,6 +81,7 @@ def worker_command(
     variables: tuple[str, ...],
     memory_limit: str | None,
     max_tasks_per_child: int | None,
+    blob_cache: str | None,
     grace: float | None,
     key_file: Path | None,
     name: str | None,
@@ -88,6 +94,7 @@ def worker_command(
     """
     from gearmap.cluster import make_node_id
     from gearmap.config import check_queue
+    from gearmap.core.sizes import parse_bytes
     from gearmap.runtime.cpus import usable_cpus
     from gearmap.runtime.memory_use import memory_limit_bytes
     from gearmap.runtime.noderun import DRAIN_GRACE, encode_node_config
@@ -105,6 +112,7 @@ def worker_command(
         environment=parse_environment(variables),
         memory_limit=None if memory_limit is None else memory_limit_bytes(memory_limit, "--memory-limit"),
         max_tasks_per_child=max_tasks_per_child,
+        blob_cache=None if blob_cache is None else parse_bytes(blob_cache),
         grace=DRAIN_GRACE if grace is None else grace,
         quiet=False,
         verbose=verbose,

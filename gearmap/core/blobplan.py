@@ -12,29 +12,33 @@ Rule 4: nothing here waits: `now` is an argument, `deadline` an answer.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-__all__ = ["AskPiece", "BlobPlan", "Forget", "Instruction", "Ready", "Unavailable"]
+from gearmap.config import Patience
+
+__all__ = ["AskPiece", "BlobName", "BlobPlan", "Forget", "Instruction", "Ready", "Unavailable", "Waiter"]
 
 # Bytes of one answer. Raised: fewer round trips; lowered: the job server holds less, and nodes take turns more often.
 PIECE_BYTES = 1024 * 1024
 
-# Pieces of one blob that are asked for at once. Raised: a long way between the hosts costs less; lowered: the job server
-# holds less (window x piece for each node), and the client serves many nodes more evenly.
+# Pieces of one blob that are asked for at once. Raised: a long way between the hosts costs less; lowered: the job
+# server holds less (window x piece for each node), and the client serves many nodes more evenly.
 WINDOW = 3
 
-# How long a transfer may bring nothing. Raised: a client that serves very many nodes gets round; lowered: a worker is
-# free sooner when the client hangs.
-PATIENCE = 15.0
+BlobName: TypeAlias = tuple[str, str]
+"""Who gives it, and its digest."""
+
+Waiter: TypeAlias = bytes
+"""An execution."""
 
 
 @dataclass(frozen=True, slots=True)
 class AskPiece:
     """Ask for so many bytes of a blob."""
 
-    blob: Hashable
+    blob: BlobName
     offset: int
     n_bytes: int
 
@@ -43,14 +47,14 @@ class AskPiece:
 class Ready:
     """All that a waiter needs is here, and stays until it is released."""
 
-    waiter: Hashable
+    waiter: Waiter
 
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
     """A waiter will not have all that it needs. It is released."""
 
-    waiter: Hashable
+    waiter: Waiter
     detail: str
 
 
@@ -58,7 +62,7 @@ class Unavailable:
 class Forget:
     """Let go of a blob, whole or in part, and of what was asked of it."""
 
-    blob: Hashable
+    blob: BlobName
 
 
 Instruction: TypeAlias = AskPiece | Ready | Unavailable | Forget
@@ -67,7 +71,7 @@ Instruction: TypeAlias = AskPiece | Ready | Unavailable | Forget
 @dataclass(slots=True)
 class _Blob:
     n_bytes: int
-    waiters: set[Hashable] = field(default_factory=set)
+    waiters: set[Waiter] = field(default_factory=set)
     asked: int = 0  # from 0 to here
     due: dict[int, int] = field(default_factory=dict)  # pieces under way: offset -> size
     heard_at: float = 0.0
@@ -92,15 +96,15 @@ class BlobPlan:
         *,
         piece_bytes: int = PIECE_BYTES,
         window: int = WINDOW,
-        patience: float = PATIENCE,
+        patience: float = Patience().blob_timeout,
     ) -> None:
         self._limit_bytes = limit_bytes
         self._piece_bytes = piece_bytes
         self._window = window
         self._patience = patience
-        self._blobs: OrderedDict[Hashable, _Blob] = OrderedDict()  # the most recently used last
-        self._needs: dict[Hashable, tuple[Hashable, ...]] = {}
-        self._waiting: dict[Hashable, set[Hashable]] = {}  # what each waiter lacks
+        self._blobs: OrderedDict[BlobName, _Blob] = OrderedDict()  # the most recently used last
+        self._needs: dict[Waiter, tuple[BlobName, ...]] = {}
+        self._waiting: dict[Waiter, set[BlobName]] = {}  # what each waiter lacks
 
     @property
     def deadline(self) -> float | None:
@@ -113,12 +117,12 @@ class BlobPlan:
         """What is kept, or will be."""
         return sum(blob.n_bytes for blob in self._blobs.values())
 
-    def has(self, blob: Hashable) -> bool:
+    def has(self, blob: BlobName) -> bool:
         """Whether all of a blob is here."""
         known = self._blobs.get(blob)
         return known is not None and known.is_whole
 
-    def want(self, waiter: Hashable, blobs: Iterable[tuple[Hashable, int]], now: float) -> list[Instruction]:
+    def want(self, waiter: Waiter, blobs: Iterable[tuple[BlobName, int]], now: float) -> list[Instruction]:
         """Have blobs, given with their sizes (1 byte or more), ready for a waiter."""
         out: list[Instruction] = []
         sizes = dict(blobs)
@@ -140,7 +144,7 @@ class BlobPlan:
         self._trim(out)
         return out
 
-    def arrived(self, name: Hashable, offset: int, now: float) -> list[Instruction]:
+    def arrived(self, name: BlobName, offset: int, now: float) -> list[Instruction]:
         """Take in that the piece which was asked for at an offset is here; one that was not is no news."""
         out: list[Instruction] = []
         blob = self._blobs.get(name)
@@ -157,7 +161,7 @@ class BlobPlan:
                     out.append(Ready(waiter))
         return out
 
-    def failed(self, name: Hashable, detail: str) -> list[Instruction]:
+    def failed(self, name: BlobName, detail: str) -> list[Instruction]:
         """Take in that a blob cannot be had, or is not what it should be."""
         out: list[Instruction] = []
         blob = self._blobs.pop(name, None)
@@ -169,12 +173,19 @@ class BlobPlan:
             out.append(Unavailable(waiter, detail))
         return out
 
-    def release(self, waiter: Hashable) -> list[Instruction]:
+    def release(self, waiter: Waiter) -> list[Instruction]:
         """Take in that a waiter needs nothing any more, whether it had everything or not."""
         out: list[Instruction] = []
         self._part(waiter, out)
         self._trim(out)
         return out
+
+    def source_gone(self, source: str) -> list[Instruction]:
+        """Let go of what a client gave that is not there any more, but for what jobs need."""
+        idle = [name for name, blob in self._blobs.items() if name[0] == source and not blob.waiters]
+        for name in idle:
+            del self._blobs[name]
+        return [Forget(name) for name in idle]
 
     def tick(self, now: float) -> list[Instruction]:
         """Give up what has brought nothing for too long."""
@@ -184,14 +195,14 @@ class BlobPlan:
                 out += self.failed(name, f"the client sent nothing of it for {self._patience:g} s")
         return out
 
-    def _ask(self, name: Hashable, blob: _Blob, out: list[Instruction]) -> None:
+    def _ask(self, name: BlobName, blob: _Blob, out: list[Instruction]) -> None:
         while len(blob.due) < self._window and blob.asked < blob.n_bytes:
             size = min(self._piece_bytes, blob.n_bytes - blob.asked)
             blob.due[blob.asked] = size
             out.append(AskPiece(name, blob.asked, size))
             blob.asked += size
 
-    def _part(self, waiter: Hashable, out: list[Instruction]) -> None:
+    def _part(self, waiter: Waiter, out: list[Instruction]) -> None:
         """Take a waiter from its blobs; what nobody waits for any more is not fetched to its end."""
         self._waiting.pop(waiter, None)
         for name in self._needs.pop(waiter, ()):

@@ -1,7 +1,8 @@
 """Gearman function names: they carry all compatibility, so that nobody is offered what it cannot run.
 
 `gearmap1.<queue>[~level].py311.<key id>` is a lane of work; `gearmap1.node.<node id>.<key id>` is a node's control
-function. The number after `gearmap` is the wire version.
+function, `gearmap1.blobs.<client id>.<key id>` that by which a client gives large arrays. The number after `gearmap` is
+the wire version.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["DEFAULT_QUEUE", "WIRE_VERSION", "Lane", "control_name", "explain_no_worker", "node_ids"]
+__all__ = ["DEFAULT_QUEUE", "WIRE_VERSION", "Lane", "blobs_name", "control_name", "explain_no_worker", "node_ids"]
 
 WIRE_VERSION = 1
 DEFAULT_QUEUE = "default"
@@ -54,6 +55,11 @@ class Lane:
 def control_name(node_id: str, key_id: str) -> str:
     """Return the name of a node's control function."""
     return f"gearmap{WIRE_VERSION}.node.{node_id}.{key_id}"
+
+
+def blobs_name(client_id: str, key_id: str) -> str:
+    """Return the name of the function by which a client gives its blobs."""
+    return f"gearmap{WIRE_VERSION}.blobs.{client_id}.{key_id}"
 
 
 def node_ids(functions: Iterable[str], key_id: str) -> list[str]:

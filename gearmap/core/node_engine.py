@@ -65,6 +65,7 @@ class _Execution:
     n_tasks: int
     needs: ne.JobNeeds | None
     clock: TaskClock | None
+    lacks_blobs: bool = False
     child: int | None = None
     next_beat: float = _NEVER
     next_forward: float = _NEVER
@@ -138,6 +139,8 @@ class NodeEngine:
             ne.ChildGone: self._on_child_gone,
             ne.JobTaken: self._on_job,
             ne.JobGone: self._on_job_gone,
+            ne.BlobsHere: self._on_blobs,
+            ne.BlobsMissing: self._on_blobs,
             ne.OutcomeCommitted: self._on_committed,
             ne.OutcomeFinal: self._on_final,
             ne.TaskSeen: self._on_task_seen,
@@ -295,6 +298,8 @@ class NodeEngine:
         execution, child = self._executions[worker], self._child_of[worker]
         if execution is None or child is None or execution.child is not None or execution.give_back_at != _NEVER:
             return
+        if execution.lacks_blobs:
+            return
         use = self._uses[child]
         if not use.suits(execution.n_tasks, execution.needs):
             self._replace(child, out)
@@ -349,7 +354,8 @@ class NodeEngine:
             return
         needs = event.needs
         clock = None if needs is None or needs.task_timeout is None else TaskClock(needs.task_timeout)
-        execution = _Execution(event.execution, event.foreground, event.n_tasks, needs, clock)
+        lacks_blobs = needs is not None and needs.blobs
+        execution = _Execution(event.execution, event.foreground, event.n_tasks, needs, clock, lacks_blobs)
         if event.avoided:
             execution.give_back_at = first_look = now + AVOID_DELAY
         else:
@@ -375,6 +381,17 @@ class NodeEngine:
         if execution is not None and execution.child is not None and execution.stopping is None:
             out.append(ne.KillChild(execution.child))
             self._part_with(execution.child, out)
+
+    def _on_blobs(self, event: ne.BlobsHere | ne.BlobsMissing, now: float, out: list[ne.Instruction]) -> None:
+        execution = self._executions[event.worker]
+        if execution is None or execution.id != event.execution or not execution.lacks_blobs:
+            return
+        if type(event) is ne.BlobsMissing:
+            execution.detail = event.detail
+            self._stop(execution, ne.NodeReason.BLOB_UNAVAILABLE, now, out)
+            return
+        execution.lacks_blobs = False
+        self._run(event.worker, out)
 
     def _part_with(self, child: int, out: list[ne.Instruction]) -> None:
         """Take a child that is dead or dying from its worker, so that no new job goes to it."""
@@ -471,7 +488,8 @@ class NodeEngine:
                 self._stop(execution, ne.NodeReason.DRAINING, now, out)
             if now >= execution.give_back_at:
                 self._end(worker)
-                out.append(ne.AnswerNotRun(worker, execution.stopping or ne.NodeReason.AVOIDED))
+                reason = execution.stopping or ne.NodeReason.AVOIDED
+                out.append(ne.AnswerNotRun(worker, reason, detail=execution.detail))
                 continue
             if now >= execution.next_forward:
                 execution.next_forward = now + FIRST_BEAT if execution.n_tasks > 1 else _NEVER

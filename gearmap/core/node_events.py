@@ -15,6 +15,8 @@ from typing import TypeAlias
 __all__ = [
     "AnswerNotRun",
     "AskClients",
+    "BlobsHere",
+    "BlobsMissing",
     "ChildGone",
     "ChildReady",
     "ClientsCounted",
@@ -60,6 +62,7 @@ class NodeReason(Enum):
     DIED_LOADING = "child died loading"
     TIMED_OUT = "timed out"
     INITIALIZER_FAILED = "initializer failed"
+    BLOB_UNAVAILABLE = "blob unavailable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +79,15 @@ class JobNeeds:
         Whether it brings an initializer: a child that had it serves this tenant only from then on.
     max_tasks
         How many tasks a child may run in all, this job's among them, or None.
+    blobs
+        Whether no child gets it before `BlobsHere`.
     """
 
     task_timeout: float | None = None
     tenant: str = ""
     initializer: bool = False
     max_tasks: int | None = None
+    blobs: bool = False
 
 
 # ------------------------------------------------------------------------------------------------------------- inputs
@@ -149,6 +155,23 @@ class JobGone:
     """The connection that assigned the worker's job is lost: the job is somebody else's now."""
 
     worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlobsHere:
+    """What a worker's job has to wait for is here."""
+
+    worker: int
+    execution: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BlobsMissing:
+    """What a worker's job has to wait for will not come."""
+
+    worker: int
+    execution: bytes
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +350,8 @@ Input: TypeAlias = (
     | ChildGone
     | JobTaken
     | JobGone
+    | BlobsHere
+    | BlobsMissing
     | OutcomeCommitted
     | OutcomeFinal
     | TaskSeen

@@ -86,6 +86,10 @@ class ChildSettings:
     servers: tuple[tuple[str, int], ...] = ()  # where nested runs go
 
 
+BlobPlace = tuple[str, int, int, int]
+"""Where a blob can be opened: path, device, inode, bytes."""
+
+
 class Line(NamedTuple):
     """A child's end of its line to the node, and the process that may use it."""
 
@@ -102,6 +106,9 @@ settings = ChildSettings()
 
 _log = 2  # the descriptor of the node's standard error
 
+blobs: dict[str, BlobPlace] = {}
+"""Where the node has the large arrays that the present job's payloads name."""
+
 line: Line | None = None
 """Where tasks ask the node for something; see `gearmap.runtime.nodeline`."""
 
@@ -116,6 +123,7 @@ class Job(NamedTuple):
     worker: str
     number: int
     expiry: int
+    blobs: dict[str, BlobPlace]  # where the node has what the payloads name without bringing it
     sealed: bytes | bytearray | memoryview  # of a large job only the beginning; the rest is still in the pipe
     sealed_bytes: int
 
@@ -131,13 +139,14 @@ def encode_job(
     worker: str,
     number: int,
     expiry: int,
+    blobs: dict[str, BlobPlace],
     sealed_bytes: int,
 ) -> bytes:
     """Return what precedes the sealed job on the pipe.
 
     `marshal` is right here: both ends are the same interpreter on the same host, and the values are plain.
     """
-    meta = marshal.dumps((execution_id, job_key, outcome_key, context, worker, number, expiry))
+    meta = marshal.dumps((execution_id, job_key, outcome_key, context, worker, number, expiry, blobs))
     size = len(meta)
     return FRAME.pack(JOB, _META_BYTES.size + size + sealed_bytes) + _META_BYTES.pack(size) + meta
 

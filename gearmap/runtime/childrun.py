@@ -24,7 +24,7 @@ from itertools import islice
 from time import perf_counter
 from typing import Any
 
-from gearmap.runtime import task
+from gearmap.runtime import child, task
 from gearmap.runtime.child import GROUPED, INITIALIZING, LOADING, ChildSettings, Job, receive
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.coroutines import awaited
@@ -85,6 +85,7 @@ class Runner:
             committer.give_back()
             return
         upkeep.hear(header.log_level)
+        child.blobs = job.blobs
         place = (job.number, header.cwd, header.sys_path)
         if place != self._place:
             self._move_to(place, job, header)

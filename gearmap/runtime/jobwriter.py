@@ -15,6 +15,7 @@ from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.core.names import Lane
+from gearmap.runtime.blobsource import GivenBlob, blobs_of
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.sentcall import SentCall
 from gearmap.runtime.tenancy import Tenancy
@@ -167,25 +168,29 @@ class JobWriter:
         n_calls = 0
         place = Place()
         newest: ev.Block | None = None
+        blobs = list(blobs_of(body[0]))
         for span in chunk.spans:
             kind, payload, place, _ = self._blocks[span.block.id]
             if kind is BlockKind.CALLS:
                 chosen = payload[span.start : span.stop]
                 n_calls += len(chosen)  # single calls of one chunk are one block to the child
                 body += [(call,) if type(call) is bytes else call for call in chosen]
+                blobs += [blob for call in chosen if type(call) is not bytes for blob in blobs_of(call)]
             elif span.block is newest:  # another part of it: the arguments are in the body already
                 blocks[-1][2].append((span.start, span.stop))
             else:
                 newest = span.block
                 blocks.append((kind, newest.size, [(span.start, span.stop)]))
                 body.append(payload)
+                blobs += blobs_of(payload)
         if n_calls:
             blocks.append((BlockKind.CALLS, n_calls, [(0, n_calls)]))
         content = tuple((kind, size, tuple(run)) for kind, size, run in blocks)
-        return self._header(digest, chunk, place, content), body
+        return self._header(digest, chunk, place, content, blobs), body
 
-    def _header(self, digest: bytes, chunk: ev.Submit, place: Place, blocks: _Blocks) -> bytes:
-        content = (digest, chunk.avoid, chunk.attempts, chunk.exact, place, blocks)
+    def _header(self, digest: bytes, chunk: ev.Submit, place: Place, blocks: _Blocks, blobs: list[GivenBlob]) -> bytes:
+        named = tuple(dict.fromkeys(blob.name for blob in blobs)) if blobs else ()
+        content = (digest, chunk.avoid, chunk.attempts, chunk.exact, place, blocks, named)
         encoded = self._headers.get(content)
         if encoded is None:
             header = JobHeader(
@@ -204,6 +209,8 @@ class JobWriter:
                 level=self._level,
                 cwd=place.cwd,
                 sys_path=place.sys_path,
+                blobs=named,
+                blob_source=blobs[0].source if blobs else "",  # a client has only one
                 blocks=tuple(BlockHeader(kind=kind, size=size, run=run) for kind, size, run in blocks),
             )
             encoded = header.encode()

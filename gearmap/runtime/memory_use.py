@@ -19,7 +19,7 @@ from typing import Any
 from gearmap.core.sizes import parse_bytes, shown_bytes
 from gearmap.errors import ConfigurationError
 
-__all__ = ["MemoryMeter", "can_measure", "high_water_bytes", "memory_limit_bytes", "total_bytes"]
+__all__ = ["MemoryMeter", "can_measure", "default_cache_bytes", "high_water_bytes", "memory_limit_bytes", "total_bytes"]
 
 # A child that has done nothing yet uses about half of it. Raised: limits that would end every task are refused;
 # lowered: small machines may be divided more finely.
@@ -73,6 +73,15 @@ def total_bytes() -> int | None:
         text = _read(path).strip()
         limits.append(int(text) if text.isdigit() else None)
     return min((limit for limit in limits if limit), default=None)
+
+
+def default_cache_bytes() -> int:
+    """Return how much of the large arrays of clients a node keeps if nobody says: a quarter of the memory there is.
+
+    What is kept is not needed at the moment, and was given by clients that mean to use it again.
+    """
+    total = total_bytes()
+    return 2 * 1024**3 if total is None else total // 4
 
 
 def high_water_bytes(pid: int) -> int:

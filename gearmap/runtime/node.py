@@ -20,17 +20,17 @@ from collections.abc import Callable
 from typing import Any
 
 from gearmap.core import node_events as ne
-from gearmap.core.names import Lane, control_name
+from gearmap.core.names import control_name
 from gearmap.core.node_engine import NodeEngine
-from gearmap.errors import WireError
+from gearmap.errors import SerializationError, WireError
+from gearmap.runtime.blobdesk import BlobDesk
 from gearmap.runtime.childpool import ChildPool
 from gearmap.runtime.children import Child, Committed, Ended, Ready
 from gearmap.runtime.control import ControlDesk
-from gearmap.runtime.cpus import usable_cpus
 from gearmap.runtime.crew import Crew, Worker
-from gearmap.runtime.memory_use import total_bytes
 from gearmap.runtime.nesting import NestingDesk
 from gearmap.runtime.nodeoutput import keep_last_words, take_live, take_progress, take_written
+from gearmap.runtime.nodeportrait import describe_job, describe_node, describe_worker
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.privatelanes import PrivateLanes
 from gearmap.runtime.work import JobOpener, Work
@@ -44,7 +44,7 @@ from gearmap.transport.events import (
 )
 from gearmap.transport.poller import Poller, Waker
 from gearmap.transport.worker import WorkerLinks
-from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, Printed
+from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, Printed, TaskFailure, describe_exception
 
 __all__ = ["Node"]
 
@@ -62,7 +62,10 @@ _REASONS = {
     ne.NodeReason.DIED_LOADING: NotRunReason.DIED_LOADING,
     ne.NodeReason.TIMED_OUT: NotRunReason.TIMED_OUT,
     ne.NodeReason.INITIALIZER_FAILED: NotRunReason.INITIALIZER_FAILED,
+    ne.NodeReason.BLOB_UNAVAILABLE: NotRunReason.BLOB_UNAVAILABLE,
 }
+
+_Owner = Worker | Child | ControlDesk | BlobDesk
 
 
 class Node:
@@ -89,13 +92,21 @@ class Node:
         self._children = ChildPool(settings.children, watch=self._watch, unwatch=self._unwatch)
         self._crew = Crew(settings, watch=self._watch_worker, unwatch=self._close_worker, tell=self._do)
         self._workers = self._crew.workers
-        self._owners: dict[Any, Worker | Child | ControlDesk] = {}
-        self._touched: set[Worker | Child | ControlDesk] = set()
+        self._owners: dict[Any, _Owner] = {}
+        self._touched: set[_Owner] = set()
         # No connection wants to be woken before this; it may be too early, which costs one look at all of them.
         self._links_due = float("inf")
         self._opener = JobOpener(settings.secret)
         self._nested = NestingDesk(settings, self._crew)
         self._lanes = PrivateLanes(settings, self._workers, self._touch)
+        self._blobs = BlobDesk(
+            settings.secret,
+            settings.blob_cache_bytes,
+            patience=settings.patience.blob_timeout,
+            watch=lambda session: self._watch(session, self._blobs),
+            unwatch=self._unwatch,
+            tell=self._tell_of_blobs,
+        )
         self._control: ControlDesk | None = None
         self._exit: ne.Exit | None = None
         self._drain_grace: float | None = None
@@ -179,7 +190,7 @@ class Node:
     def _touch(self, worker: Worker) -> None:
         self._touched.add(worker)
 
-    def _watch(self, pollable: Any, owner: Worker | Child | ControlDesk) -> None:
+    def _watch(self, pollable: Any, owner: _Owner) -> None:
         self._owners[pollable] = owner
         self._poller.add(pollable)
 
@@ -219,7 +230,7 @@ class Node:
     def _tick_links(self, now: float) -> None:
         """Let the deadlines of connections fire, and find the next one."""
         self._links_due = float("inf")
-        for desk in (*self._workers, self._control):
+        for desk in (*self._workers, self._control, self._blobs):
             if desk is None:
                 continue
             if now >= desk.deadline:
@@ -228,7 +239,7 @@ class Node:
             else:
                 self._links_due = min(self._links_due, desk.deadline)
 
-    def _hear(self, owner: Worker | Child | ControlDesk) -> None:
+    def _hear(self, owner: _Owner) -> None:
         """Take in what one connection or child has to say."""
         if isinstance(owner, Child):
             self._hear_child(owner)
@@ -243,7 +254,7 @@ class Node:
             owner.work()
             self._settle(owner)
 
-    def _settle(self, owner: Worker | Child | ControlDesk) -> None:
+    def _settle(self, owner: _Owner) -> None:
         """After something was heard or sent: when the connection wants to be woken."""
         if isinstance(owner, Child):
             return
@@ -266,7 +277,7 @@ class Node:
             case UniqueStatus() if worker.work is not None and event.unique == worker.work.job.unique:
                 self._do(ne.ClientsCounted(worker.index, worker.work.execution_id, event.clients))
             case JobLost():
-                worker.work = None
+                self._part_with_work(worker)
                 self._do(ne.JobGone(worker.index))
             case ServerUp(server) if server not in self._up:
                 self._up.add(server)
@@ -301,6 +312,22 @@ class Node:
                 needs=work.needs,
             )
         )
+        if work.header.blobs and worker.work is work:
+            self._blobs.want(work, time.monotonic())
+            self._touched.add(self._blobs)
+
+    def _tell_of_blobs(self, make: Callable[[int], ne.Input], execution: bytes) -> None:
+        """Tell the engine what became of the blobs of an execution."""
+        for worker in self._workers:
+            if worker.work is not None and worker.work.execution_id == execution:
+                self._do(make(worker.index))
+
+    def _part_with_work(self, worker: Worker) -> None:
+        """The worker's job is over, here at least."""
+        work, worker.work = worker.work, None
+        if work is not None and work.header.blobs:
+            self._blobs.release(work.execution_id)
+            self._touched.add(self._blobs)
 
     def _hear_child(self, child: Child) -> None:
         for report in child.take_reports():
@@ -377,7 +404,7 @@ class Node:
         worker = self._workers[instruction.worker]
         work = worker.work
         assert work is not None
-        worker.work = None
+        self._part_with_work(worker)
         worker.links.complete(work.job, work.take_committed())
         self._touched.add(worker)
         self._tell(worker, work, "done")
@@ -425,18 +452,27 @@ class Node:
         work = worker.work
         if work is None:
             return
-        worker.work = None
+        self._part_with_work(worker)
         reason = _REASONS[answer.reason]
         detail = answer.detail
         if reason is NotRunReason.EXPIRED:
             detail = f"the clock of {worker.name} says {time.time():.0f}, the job was good until {work.prefix.expiry}"
         not_run = NotRun(reason=reason, detail=detail)
+        failures: tuple[TaskFailure, ...] = ()
+        if reason is NotRunReason.BLOB_UNAVAILABLE:
+            failures = (describe_exception(SerializationError(detail), 0),)
         charged = answer.charged
         printed = work.take_heard()
         if charged is not None:
             printed += tuple(Printed(charged, name, *kept) for name, kept in work.last_words)
         outcome = Outcome(
-            not_run=not_run, final=True, worker=worker.name, beat=charged, printed=printed, elapsed=answer.seconds
+            not_run=not_run,
+            failures=failures,
+            final=True,
+            worker=worker.name,
+            beat=charged,
+            printed=printed,
+            elapsed=answer.seconds,
         )
         work.commit_own(outcome)
         worker.links.complete(work.job, work.take_committed())
@@ -468,50 +504,20 @@ class Node:
         worker.done += 1
         if self._verbose is None:
             return
-        size = work.header.n_tasks
-        tasks = "1 task" if size == 1 else f"{size} tasks"
-        lane = Lane.parse(work.job.function)
-        queue = "?" if lane is None else lane.queue
-        elapsed = time.monotonic() - work.began
-        self._verbose(f"{worker.name}  {work.job.handle}  queue {queue}  {tasks}  {elapsed:.3f} s  {how}")
+        self._verbose(describe_job(worker.name, work, time.monotonic() - work.began, how))
 
     # --------------------------------------------------------------------------------------------------------- control
 
     def _describe(self) -> dict[str, Any]:
         """Return what the control function tells about this node."""
-        settings = self.settings
-        workers = [worker for worker in self._workers if not worker.is_closed]
-        kept = {worker.index: self._engine.kept_by(worker.index) for worker in workers}
+        kept = {worker.index: self._engine.kept_by(worker.index) for worker in self._workers}
         uses = self._children.uses((child for child in kept.values() if child is not None), time.monotonic())
-        return {
-            "node": settings.node_id,
-            "name": settings.name,
-            "pid": os.getpid(),
-            "cpus": usable_cpus(),
-            "memory_total": total_bytes(),
-            "python": ".".join(map(str, settings.python)),
-            "queues": list(settings.queues),
-            "limits": {
-                "memory_limit": settings.memory_limit,
-                "max_tasks_per_child": settings.max_tasks_per_child,
-                "grace": settings.grace,
-            },
-            "uptime": round(time.monotonic() - self._started, 3),
-            "workers": [
-                {
-                    "name": worker.name,
-                    "level": worker.level,
-                    "busy": worker.work is not None,
-                    "jobs_done": worker.done,
-                    "execution": None if worker.work is None else worker.work.execution_id.hex(),
-                    "run": None if worker.work is None else worker.work.header.run,
-                    "position": self._position(worker),
-                    "tasks": None if worker.work is None else worker.work.header.n_tasks,
-                    **uses.get(kept[worker.index], {}),
-                }
-                for worker in workers
-            ],
-        }
+        workers = [
+            describe_worker(worker, self._position(worker), uses.get(kept[worker.index], {}))
+            for worker in self._workers
+            if not worker.is_closed
+        ]
+        return {**describe_node(self.settings, time.monotonic() - self._started), "workers": workers}
 
     def _stop_execution(self, execution_id: bytes) -> bool:
         """Stop an execution; return whether this node has it."""
@@ -534,6 +540,7 @@ class Node:
             worker.links.close()
         if self._control is not None:
             self._control.close()
+        self._blobs.close()
         self._poller.remove(self._waker)
         self._waker.close()
         self._poller.close()

@@ -39,6 +39,7 @@ def encode_node_config(
     environment: tuple[tuple[str, str], ...] = (),
     memory_limit: int | None = None,
     max_tasks_per_child: int | None = None,
+    blob_cache: int | None = None,
     grace: float = DRAIN_GRACE,
     lifeline: bool = False,
     quiet: bool = True,
@@ -64,6 +65,7 @@ def encode_node_config(
         "environment": environment,
         "memory_limit": memory_limit,
         "max_tasks_per_child": max_tasks_per_child,
+        "blob_cache": blob_cache,
         "grace": grace,
         "lifeline": lifeline,
         "quiet": quiet,
@@ -99,6 +101,7 @@ def run_node(line: bytes, source: int) -> int:
     get_ready(config.get("workers_here") or config["workers"])
 
     from gearmap.config import Patience
+    from gearmap.runtime.memory_use import default_cache_bytes
     from gearmap.runtime.node import Node
     from gearmap.runtime.nodesettings import NodeSettings
 
@@ -120,6 +123,7 @@ def run_node(line: bytes, source: int) -> int:
         memory_limit=config["memory_limit"],
         max_tasks_per_child=config["max_tasks_per_child"],
         grace=config["grace"],
+        blob_cache_bytes=config["blob_cache"] if config["blob_cache"] is not None else default_cache_bytes(),
         patience=Patience(**(config.get("patience") or {})),
     )
     say = _quiet if config["quiet"] else _say

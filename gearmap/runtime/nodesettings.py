@@ -39,6 +39,8 @@ class NodeSettings:
         How many tasks a child runs before it is replaced, or None.
     grace
         Seconds that running jobs may go on when the node is told to leave.
+    blob_cache_bytes
+        How much of the large arrays that came from clients is kept when no job needs them.
     patience
         How often it gives signs of life, and how long job servers may be silent.
     """
@@ -54,6 +56,7 @@ class NodeSettings:
     children: ChildSettings = field(default_factory=ChildSettings)
     memory_limit: int | None = None
     max_tasks_per_child: int | None = None
+    blob_cache_bytes: int = 2 * 1024**3
     patience: Patience = field(default_factory=Patience)
 
     @property

@@ -24,6 +24,7 @@ __all__ = ["OutcomeReader"]
 _KINDS = {
     NotRunReason.AVOIDED: ev.NotRunKind.AVOIDED,
     NotRunReason.CANNOT_LOAD: ev.NotRunKind.CANNOT_LOAD,
+    NotRunReason.BLOB_UNAVAILABLE: ev.NotRunKind.CANNOT_LOAD,
     NotRunReason.EXPIRED: ev.NotRunKind.EXPIRED,
     NotRunReason.CHILD_DIED: ev.NotRunKind.DIED,
     NotRunReason.DIED_LOADING: ev.NotRunKind.DIED,
@@ -32,7 +33,7 @@ _KINDS = {
 }
 
 # The failure in such an outcome is that of no task.
-_OF_NO_TASK = (NotRunReason.CANNOT_LOAD, NotRunReason.INITIALIZER_FAILED)
+_OF_NO_TASK = (NotRunReason.CANNOT_LOAD, NotRunReason.BLOB_UNAVAILABLE, NotRunReason.INITIALIZER_FAILED)
 
 _CHARGED = (ev.NotRunKind.DIED, ev.NotRunKind.TIMED_OUT)
 

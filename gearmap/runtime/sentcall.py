@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gearmap.runtime.blobsource import payload_here
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.outcome import describe_call
 from gearmap.wire.serializer import loads
@@ -40,7 +41,7 @@ class SentCall:
     def describe(self) -> str:
         """Return the call on one line, or nothing if it does not unpickle here."""
         try:
-            fn, value = loads(self.function), loads(self.arguments)
+            fn, value = loads(payload_here(self.function)), loads(payload_here(self.arguments))
             if self.kind is BlockKind.CALLS:
                 args, kwargs = value
             elif self.kind is BlockKind.ROWS:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import Any
 
 from gearmap.core.node_events import JobNeeds
-from gearmap.runtime.child import encode_job
+from gearmap.runtime.child import BlobPlace, encode_job
 from gearmap.runtime.parts import Parts
 from gearmap.runtime.slate import Kept, Strip
 from gearmap.transport.events import AssignedJob
@@ -40,6 +40,8 @@ class Work:
         16 random bytes.
     began
         When it was assigned (monotonic seconds).
+    blobs
+        Where the blobs that it needs are, by digest; complete when a child gets it.
     last_words
         What the task had printed that its child was at when it ended.
     """
@@ -58,6 +60,7 @@ class Work:
         "_unique",
         "_worker",
         "began",
+        "blobs",
         "execution_id",
         "header",
         "job",
@@ -82,6 +85,7 @@ class Work:
         self.header = header
         self.execution_id = execution_id
         self.began = began
+        self.blobs: dict[str, BlobPlace] = {}
         self.last_words: list[tuple[str, Kept]] = []
         self._heard: dict[tuple[int, str], Strip] = {}
         self._heard_before: dict[tuple[int, str], int] = {}  # bytes that were sent already
@@ -101,12 +105,13 @@ class Work:
         """What the job asks for beyond being run; nothing, nearly always."""
         header = self.header
         if header.task_timeout is None and not header.tenant and header.max_tasks_per_child is None:
-            return None
+            return JobNeeds(blobs=True) if header.blobs else None
         return JobNeeds(
             task_timeout=header.task_timeout,
             tenant=header.tenant,
             initializer=header.initializer,
             max_tasks=header.max_tasks_per_child,
+            blobs=bool(header.blobs),
         )
 
     def head_for_child(self, worker: str, number: int) -> bytes:
@@ -120,6 +125,7 @@ class Work:
             worker,
             number,
             self.prefix.expiry,
+            self.blobs,
             len(self.job.data),
         )
 

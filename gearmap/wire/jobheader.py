@@ -118,6 +118,10 @@ class JobHeader:
         How many tasks a child may run in all, or None.
     log_level
         From which level on log records of the tasks are wanted; None for none.
+    blobs
+        What the payloads name without bringing it: digest in hex, and bytes.
+    blob_source
+        The Gearman function that gives it.
     blocks
         The tasks.
     """
@@ -137,6 +141,8 @@ class JobHeader:
     initializer: bool = False
     max_tasks_per_child: int | None = None
     log_level: int | None = WARNING
+    blobs: tuple[tuple[str, int], ...] = ()
+    blob_source: str = ""
     blocks: tuple[BlockHeader, ...] = ()
 
     @property
@@ -177,6 +183,8 @@ class JobHeader:
             values["max_tasks_per_child"] = self.max_tasks_per_child
         if self.log_level != WARNING:
             values["log_level"] = self.log_level
+        if self.blobs:
+            values["blobs"], values["blob_source"] = self.blobs, self.blob_source
         return encode_object(values)
 
     @classmethod
@@ -191,6 +199,8 @@ class JobHeader:
         values = decode_object(data)
         if "initializer" in values and not values.get("tenant"):
             raise EnvelopeError("an initializer without a tenant: nobody could tell which children ran it")
+        if "blobs" in values and not values.get("blob_source"):
+            raise EnvelopeError("blobs without anybody who gives them")
         return cls(
             run=read_str(values, "run"),
             function_digest=_read_digest(values),
@@ -207,6 +217,8 @@ class JobHeader:
             initializer=read_bool(values, "initializer"),
             max_tasks_per_child=_read_max_tasks(values) if "max_tasks_per_child" in values else None,
             log_level=_read_log_level(values) if "log_level" in values else WARNING,
+            blobs=tuple(map(_decode_blob, read_list(values, "blobs"))),
+            blob_source=read_str(values, "blob_source"),
             blocks=tuple(map(_decode_block, read_list(values, "blocks"))),
         )
 
@@ -271,6 +283,15 @@ def _decode_block(value: Any) -> BlockHeader:
     if run and run[-1][1] > size:
         raise EnvelopeError(f"a block of {size} tasks cannot run task {run[-1][1] - 1}")
     return BlockHeader(kind=kind, size=size, run=run)
+
+
+def _decode_blob(value: Any) -> tuple[str, int]:
+    if type(value) is not list or len(value) != 2 or type(value[0]) is not str:
+        raise EnvelopeError(f"a blob in a header must be a digest and a size, got {value!r:.80}")
+    n_bytes = as_int(value[1], "blobs")
+    if n_bytes < 1:
+        raise EnvelopeError("a blob without bytes")
+    return value[0], n_bytes
 
 
 def _read_max_tasks(values: dict[str, Any]) -> int:

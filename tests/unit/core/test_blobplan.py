@@ -74,7 +74,8 @@ def test_what_a_job_needs_stays_though_it_is_more_than_the_limit():
     plan = make_plan(10)
     fetch(plan, plan.want("one", [("a", 20)], 0.0))
     fetch(plan, plan.want("two", [("b", 20)], 0.0))
-    assert plan.has("a") and plan.has("b")
+    assert plan.has("a")
+    assert plan.has("b")
     assert plan.release("one") == [Forget("a")]
     assert plan.has("b")
 
@@ -113,6 +114,17 @@ def test_pieces_that_nobody_asked_for_are_no_news():
     assert plan.arrived("a", 20, 0.0) == []
     assert plan.arrived("z", 0, 0.0) == []
     assert plan.failed("z", "gone") == []
+
+
+def test_what_a_client_gave_goes_with_it_unless_a_job_needs_it():
+    plan = make_plan()
+    for job, blob in enumerate([("one", "a"), ("one", "b"), ("two", "c")]):
+        fetch(plan, plan.want(job, [(blob, 20)], 0.0))
+    plan.release(0)
+    plan.release(2)
+    assert plan.source_gone("one") == [Forget(("one", "a"))]
+    assert plan.has(("one", "b"))
+    assert plan.has(("two", "c"))
 
 
 steps = st.lists(

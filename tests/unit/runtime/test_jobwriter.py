@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gearmap.core import events as ev
 from gearmap.core.names import Lane
+from gearmap.runtime.blobsource import GivenBlob, GivenPayload
 from gearmap.runtime.jobwriter import JobWriter, Place
 from gearmap.wire import seal
 from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader
@@ -63,3 +64,14 @@ def test_a_function_goes_with_the_last_of_its_blocks_and_comes_back_with_the_nex
     made.add_function(DIGEST, [b"again"])
     made.add_block(2, BlockKind.COLUMNS, [b"two"], Place(), DIGEST)
     assert content(made, ev.Span(blocks[2], 0, 1))[1] == [[b"again"], [b"two"]]
+
+
+def test_a_header_names_the_blobs_of_all_that_travels_once() -> None:
+    made = writer()
+    shared, other = GivenBlob(memoryview(bytes(3)), "aa", "source"), GivenBlob(memoryview(bytes(4)), "bb", "source")
+    made.add_function(b"g" * 16, GivenPayload([b"function"], [shared], []))
+    made.add_block(0, BlockKind.COLUMNS, GivenPayload([b"two"], [shared, other], []), Place(), b"g" * 16)
+    header, body = made._content(ev.Submit(1, 0, (ev.Span(ev.Block(0, 0, 2, b"g" * 16), 0, 2),)))
+    read = JobHeader.decode(header)
+    assert (read.blobs, read.blob_source) == ((("aa", 3), ("bb", 4)), "source")
+    assert body == [[b"function"], [b"two"]]

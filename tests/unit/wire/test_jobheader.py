@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -35,8 +36,10 @@ headers = st.builds(
     level=st.integers(0, 3),
     cwd=st.none() | st.text(max_size=20),
     sys_path=st.none() | st.lists(st.text(max_size=5), max_size=3).map(tuple),
+    blobs=st.lists(st.tuples(st.text(max_size=5), st.integers(1, 2**60)), max_size=3).map(tuple),
+    blob_source=st.text(min_size=1, max_size=5),
     blocks=st.lists(blocks(), max_size=4).map(tuple),
-)
+).map(lambda header: header if header.blobs else replace(header, blob_source=""))
 
 
 @settings(max_examples=150)
@@ -101,6 +104,13 @@ def test_keys_of_a_newer_version_are_ignored():
         {"max_tasks_per_child": -1},
         {"max_tasks_per_child": 1.5},
         {"max_tasks_per_child": None},
+        {"blobs": [["a", 1]]},
+        {"blobs": {}, "blob_source": "s"},
+        {"blobs": [["a"]], "blob_source": "s"},
+        {"blobs": [["a", 0]], "blob_source": "s"},
+        {"blobs": [[1, 1]], "blob_source": "s"},
+        {"blobs": [["a", 1.5]], "blob_source": "s"},
+        {"blobs": [["a", 1]], "blob_source": 1},
         {"blocks": {}},
         {"blocks": [1]},
         {"blocks": [[]]},
@@ -137,7 +147,7 @@ def test_what_is_no_json_object_is_refused(data):
         st.sampled_from(
             [
                 *("run", "function", "foreground", "task_timeout", "avoid", "level", "cwd", "sys_path", "blocks"),
-                *("tenant", "initializer", "max_tasks_per_child"),
+                *("tenant", "initializer", "max_tasks_per_child", "blobs", "blob_source"),
             ]
         ),
         st.recursive(
