@@ -44,6 +44,7 @@ from gearmap.runtime.driver import Driver
 from gearmap.runtime.folder import CurrentFolder
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.inline import initialize_inline
+from gearmap.runtime.landing import Landing
 from gearmap.runtime.localcode import LocalCode
 from gearmap.runtime.nodeline import check_asker
 from gearmap.runtime.run import Place, Run, RunSettings
@@ -185,7 +186,8 @@ class Backend:
             self._check_usable()
             if self._driver is None or not self._driver.is_alive:
                 self._start()
-                driver = Driver(self._addresses, health=self._problem, patience=self.patience)
+                landing = None if self.arguments is None else Landing()
+                driver = Driver(self._addresses, health=self._problem, patience=self.patience, landing=landing)
                 driver.start()
                 self._driver = driver
             elif (problem := self._problem()) is not None:
@@ -282,6 +284,7 @@ class Backend:
             max_tasks_per_child=options.max_tasks_per_child,
             log_level=options.log_number,
             patience=self._patience(options.queue),
+            landing=driver.landing,
         )
         engine = RunEngine(
             policy=_policy(options),

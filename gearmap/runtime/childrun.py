@@ -28,6 +28,7 @@ from gearmap.runtime import child, task
 from gearmap.runtime.child import GROUPED, INITIALIZING, LOADING, ChildSettings, Job, receive
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.coroutines import awaited
+from gearmap.runtime.handover import Handover
 from gearmap.runtime.outlets import ChildOutlets
 from gearmap.runtime.shipped import ShippedModules, World
 from gearmap.runtime.slate import Slate
@@ -79,7 +80,8 @@ class Runner:
         numbers = payloads.pop()[0]
         # With a time limit the index stays at a task: pickling its result is part of its time.
         index = self._index if header.task_timeout is None else None
-        committer = Committer(self._pipe, self._shelf, job, prefix.session_id, index)
+        handover = Handover(header.landing, prefix.session_id)
+        committer = Committer(self._pipe, self._shelf, job, prefix.session_id, index, handover)
         upkeep = self._upkeep
         if not upkeep.is_fit:
             committer.give_back()

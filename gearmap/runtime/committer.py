@@ -6,10 +6,10 @@ Law of the file: what was written survives this process. Each outcome is whole: 
 printed are in the same one.
 
 Outcomes before the last lie on the slate's shelf while there is room, where the node fetches them when it has a reason
-to look: to wake it for each would cost it, and the core that the tasks run on, more than to write them. Once one was
-too large and went through the pipe, all that follow do, so the order is that of shelf, then pipe. Small results lie
-there pickled and not sealed: sealing takes three times as long as all the rest, and what the node seals at once for a
-whole job, the client opens at once.
+to look: to wake it for each would cost it, and the core that the tasks run on, more than to write them. Once one went
+through the pipe, as it was too large or tells of memory that was handed over, all that follow do, so the order is that
+of shelf, then pipe. Small results lie there pickled and not sealed: sealing takes three times as long as all the rest,
+and what the node seals at once for a whole job, the client opens at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from gearmap.runtime.advice import advice
 from gearmap.runtime.child import COMMIT, FINAL, FRAME, LAST, PACKING, Job
+from gearmap.runtime.handover import Handover
 from gearmap.runtime.slate import Shelf
 from gearmap.wire import envelope
 from gearmap.wire.framing import Payload
@@ -62,13 +63,20 @@ class Committer:
     retried: tuple[type[BaseException], ...] = (Exception,)
 
     def __init__(
-        self, pipe: socket.socket, shelf: Shelf, job: Job, session_id: bytes, index: memoryview | None
+        self,
+        pipe: socket.socket,
+        shelf: Shelf,
+        job: Job,
+        session_id: bytes,
+        index: memoryview | None,
+        handover: Handover,
     ) -> None:
         self._pipe = pipe
         self._shelf: Shelf | None = shelf
         self._index = index
         self._job = job
         self._session_id = session_id
+        self._handover = handover
         self._sealer = Sealer(job.outcome_key)
         self._sequence = 0
         self._held: list[tuple[int, list[Any]]] = []
@@ -179,7 +187,10 @@ class Committer:
 
     def _seal(self, payload: Payload | None, final: bool, not_run: NotRun | None, last: bool) -> None:
         job = self._job
+        n_shipped = self._handover.count
         header, body = self._encoded(payload, final, not_run)
+        if self._handover.count > n_shipped:
+            self._shelf = None
         message = envelope.seal_now(
             kind=envelope.Kind.OUTCOME,
             key=self._sealer,
@@ -210,8 +221,9 @@ class Committer:
         held = self._held
         if payload is not None:
             first, results = held[0]
+            shipped = self._handover.ship(payload)
             encoded = encode_results(
-                first, len(results), payload, elapsed=self._elapsed, final=final, worker=self._job.worker
+                first, len(results), shipped, elapsed=self._elapsed, final=final, worker=self._job.worker
             )
             if encoded is not None:
                 return encoded
@@ -226,4 +238,4 @@ class Committer:
             final=final,
             worker=self._job.worker,
         )
-        return encode_outcome(outcome, held)
+        return encode_outcome(outcome, held, ship=self._handover.ship)

@@ -23,6 +23,7 @@ from gearmap.runtime.callbacks import CallbackThread
 from gearmap.runtime.consumer import Consumer
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.joblink import JobLink
+from gearmap.runtime.landing import Landing
 from gearmap.runtime.run import Run
 from gearmap.runtime.serverlink import ServerLink
 from gearmap.runtime.sharedlink import SharedLink
@@ -47,6 +48,8 @@ class Driver:
         Returns what is wrong with the cluster, or None; asked now and then while runs wait.
     patience
         How long job servers may be silent.
+    landing
+        Where children of this machine hand the memory of large results over, if there is such a place.
 
     Attributes
     ----------
@@ -60,10 +63,12 @@ class Driver:
         *,
         health: Callable[[], str | None] = lambda: None,
         patience: Patience | None = None,
+        landing: Landing | None = None,
     ) -> None:
         self._addresses = tuple(addresses)
         self._patience = patience or Patience()
         self._health = health
+        self.landing = landing
         self._commands: deque[tuple[Callable[[], None], Consumer | None]] = deque()
         self._poller = Poller()
         self._waker = Waker()
@@ -81,6 +86,9 @@ class Driver:
     def start(self) -> None:
         """Start the thread."""
         self._poller.add(self._waker)
+        if self.landing is not None:
+            self.landing.start()
+            self._poller.add(self.landing)
         watch_forks(self)
         self._thread.start()
 
@@ -166,6 +174,8 @@ class Driver:
         if self._runs and now >= self._next_health:
             self._next_health = now + HEALTH_INTERVAL
             self._check_health()
+            if self.landing is not None:
+                self.landing.tidy()
 
     def _carry_out(self, command: Callable[[], None], consumer: Consumer | None) -> None:
         try:
@@ -211,6 +221,9 @@ class Driver:
         self._runs.clear()
         self._close_unused()
         self.callbacks.close()
+        if self.landing is not None:
+            self._poller.remove(self.landing)
+            self.landing.close()
         self._poller.remove(self._waker)
         self._waker.close()
         self._poller.close()
@@ -218,6 +231,8 @@ class Driver:
     def _after_fork_in_child(self) -> None:
         """Nobody runs this driver here. The session sockets are closed already: each connection sees to its own."""
         self._closing = True
+        if self.landing is not None:
+            self.landing.close()
         self._waker.close()
         self._poller.close()
 

@@ -16,6 +16,7 @@ from typing import Any
 from gearmap.core import events as ev
 from gearmap.core.names import Lane
 from gearmap.runtime.blobsource import GivenBlob, blobs_of
+from gearmap.runtime.landing import Landing
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.sentcall import SentCall
 from gearmap.runtime.tenancy import Tenancy
@@ -56,6 +57,7 @@ class JobWriter:
         tenancy: Tenancy | None = None,
         max_tasks_per_child: int | None = None,
         log_level: int | None = WARNING,
+        landing: Landing | None = None,
     ) -> None:
         self.function_name = lane.name
         self._context_start = lane.name.encode()
@@ -66,6 +68,7 @@ class JobWriter:
         self._tenancy = tenancy
         self._max_tasks_per_child = max_tasks_per_child
         self._log_level = log_level
+        self._landing = landing
         self._session_id = session_id
         self._keys = seal.Deriver(session_key)
         self._functions: dict[Hashable, Any] = {}
@@ -152,7 +155,7 @@ class JobWriter:
             header=header,
             body=envelope.frame(body),
         )
-        reader = OutcomeReader(chunk.server, chunk.function, self._session_id, self._keys, name, context)
+        reader = OutcomeReader(chunk.server, chunk.function, self._session_id, self._keys, name, context, self._landing)
         return unique, sealed, reader
 
     def _content(self, chunk: ev.Submit) -> tuple[bytes, list[Any]]:
@@ -190,7 +193,8 @@ class JobWriter:
 
     def _header(self, digest: bytes, chunk: ev.Submit, place: Place, blocks: _Blocks, blobs: list[GivenBlob]) -> bytes:
         named = tuple(dict.fromkeys(blob.name for blob in blobs)) if blobs else ()
-        content = (digest, chunk.avoid, chunk.attempts, chunk.exact, place, blocks, named)
+        landing = "" if self._landing is None else self._landing.name
+        content = (digest, chunk.avoid, chunk.attempts, chunk.exact, place, blocks, named, landing)
         encoded = self._headers.get(content)
         if encoded is None:
             header = JobHeader(
@@ -203,6 +207,7 @@ class JobWriter:
                 initializer=self._tenancy is not None,
                 max_tasks_per_child=self._max_tasks_per_child,
                 log_level=self._log_level,
+                landing=landing,
                 avoid=chunk.avoid,
                 attempt=chunk.attempts,
                 exact=chunk.exact,

@@ -14,7 +14,10 @@ from typing import Any
 from gearmap.core import events as ev
 from gearmap.errors import EnvelopeError
 from gearmap.runtime.futures import ResultBatch
+from gearmap.runtime.landing import Landing
 from gearmap.wire import envelope, seal
+from gearmap.wire.framing import Payload
+from gearmap.wire.landed import LANDED_MARK
 from gearmap.wire.outcome import DecodedOutcome, NotRunReason, decode_outcome, decode_results
 from gearmap.wire.pieces import Pieces, are_pieces, decode_pieces
 from gearmap.wire.printed import LIVE, LIVE_HEARD, NO_OUTPUT, Output, Printed, by_position, is_live
@@ -64,6 +67,7 @@ class OutcomeReader:
     __slots__ = (
         "_context",
         "_heard",
+        "_landing",
         "_live",
         "_session_id",
         "_session_key",
@@ -83,6 +87,7 @@ class OutcomeReader:
         session_key: seal.Deriver,
         unique: bytes,
         context: bytes,
+        landing: Landing | None = None,
     ) -> None:
         self.server = server
         self.function = function
@@ -90,6 +95,7 @@ class OutcomeReader:
         self._session_key = session_key
         self._unique = unique
         self._context = context
+        self._landing = landing
         self._writers: dict[tuple[envelope.Kind, bytes], _Writer] = {}
         self.nodes: dict[bytes, str] | None = None
         # What nodes have read of the descriptors of tasks whose outcomes have not come, by execution.
@@ -156,6 +162,8 @@ class OutcomeReader:
         results = decode_results(header, body) if prefix.kind is envelope.Kind.OUTCOME else None
         if results is not None:
             first, stop, elapsed, count, final, worker, payload = results
+            if payload[0][:1] == LANDED_MARK:
+                payload = self._whole(payload)
             event = ev.OutcomeArrived(
                 attempt, prefix.execution_id, worker, ((first, stop),), (), None, elapsed, count, final
             )
@@ -175,6 +183,9 @@ class OutcomeReader:
             if outcome.printed:
                 self._take_in(prefix.execution_id, outcome.printed)
             return ev.Beat(attempt, prefix.execution_id, outcome.worker, outcome.beat, outcome.progress), []
+        if any(payload[0][:1] == LANDED_MARK for _, _, payload in decoded.results):
+            whole = tuple((start, stop, self._whole(payload)) for start, stop, payload in decoded.results)
+            decoded = replace(decoded, results=whole)
         opened = _event(attempt, prefix.execution_id, decoded)
         if not self._heard and not self._shown:
             return opened
@@ -182,6 +193,12 @@ class OutcomeReader:
         shown = self._take_shown(prefix.execution_id, heard, outcome.printed)
         outcome = replace(outcome, printed=(*heard, *outcome.printed))
         return _event(attempt, prefix.execution_id, replace(decoded, outcome=outcome), shown)
+
+    def _whole(self, payload: Payload) -> Payload:
+        """Return a payload with the buffers that children have handed over."""
+        if self._landing is None:
+            raise EnvelopeError("memory was handed over to a client that takes none")
+        return self._landing.take(self._session_id, payload)
 
     def _read_pieces(
         self, attempt: int, execution: bytes, pieces: Pieces

@@ -29,6 +29,7 @@ from gearmap.runtime.givenup import GivenUp, broken_run
 from gearmap.runtime.inquiry import Inquiry
 from gearmap.runtime.joblink import JobLink
 from gearmap.runtime.jobwriter import JobWriter, Place
+from gearmap.runtime.landing import Landing
 from gearmap.runtime.liveoutput import LiveOutput
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.sentcall import SentCall
@@ -87,6 +88,7 @@ class RunSettings:
     max_tasks_per_child: int | None = None
     log_level: int | None = WARNING
     patience: float = NOTICE_SECONDS  # how long nobody may serve the lane before that is said
+    landing: Landing | None = None  # where children of this machine hand the memory of large results over
 
 
 class Run:
@@ -125,7 +127,10 @@ class Run:
             tenancy=settings.tenancy,
             max_tasks_per_child=settings.max_tasks_per_child,
             log_level=settings.log_level,
+            landing=settings.landing,
         )
+        if settings.landing is not None:
+            settings.landing.begin(settings.session_id)
         self._newest_function: Hashable = None
         self._seconds: dict[Hashable, float] = {}
         self._sent: dict[int, OutcomeReader] = {}
@@ -511,6 +516,8 @@ class Run:
         self.waits = False
         for link in self.links:
             link.leave(self._sent, self._stops)
+        if self.settings.landing is not None:
+            self.settings.landing.end(self.settings.session_id)
         self._writer.clear()
         self._sent.clear()
         self._inbox.clear()

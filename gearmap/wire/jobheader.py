@@ -122,6 +122,8 @@ class JobHeader:
         What the payloads name without bringing it: digest in hex, and bytes.
     blob_source
         The Gearman function that gives it.
+    landing
+        Where the client takes the memory of large results if it is on this machine; nothing if nowhere.
     blocks
         The tasks.
     """
@@ -143,6 +145,7 @@ class JobHeader:
     log_level: int | None = WARNING
     blobs: tuple[tuple[str, int], ...] = ()
     blob_source: str = ""
+    landing: str = ""
     blocks: tuple[BlockHeader, ...] = ()
 
     @property
@@ -185,6 +188,8 @@ class JobHeader:
             values["log_level"] = self.log_level
         if self.blobs:
             values["blobs"], values["blob_source"] = self.blobs, self.blob_source
+        if self.landing:
+            values["landing"] = self.landing
         return encode_object(values)
 
     @classmethod
@@ -219,6 +224,7 @@ class JobHeader:
             log_level=_read_log_level(values) if "log_level" in values else WARNING,
             blobs=tuple(map(_decode_blob, read_list(values, "blobs"))),
             blob_source=read_str(values, "blob_source"),
+            landing=read_str(values, "landing"),
             blocks=tuple(map(_decode_block, read_list(values, "blocks"))),
         )
 

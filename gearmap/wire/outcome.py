@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import islice, zip_longest
@@ -172,7 +172,12 @@ class DecodedOutcome:
     results: tuple[tuple[int, int, Payload], ...] = ()
 
 
-def encode_outcome(outcome: Outcome, results: Sequence[tuple[int, Sequence[Any]]] = ()) -> tuple[bytes, list[Buffer]]:
+def encode_outcome(
+    outcome: Outcome,
+    results: Sequence[tuple[int, Sequence[Any]]] = (),
+    *,
+    ship: Callable[[Payload], Payload] | None = None,
+) -> tuple[bytes, list[Buffer]]:
     """Header and body of an outcome.
 
     Parameters
@@ -181,6 +186,8 @@ def encode_outcome(outcome: Outcome, results: Sequence[tuple[int, Sequence[Any]]
         What to say; its `done` is replaced by what `results` and their pickling give.
     results
         Runs of results: the first task's position, and the results from there on. Ascending and disjoint.
+    ship
+        Returns what is to be in the body of a run of results; by default all of it.
 
     Returns
     -------
@@ -195,6 +202,8 @@ def encode_outcome(outcome: Outcome, results: Sequence[tuple[int, Sequence[Any]]
                 runs.append(item)
             else:
                 bad.append(describe_exception(_unpicklable(item, explained=len(bad) < _MAX_EXPLAINED), item.position))
+    if ship is not None:
+        runs = [(start, stop, ship(payload)) for start, stop, payload in runs]
     done = tuple((start, stop) for start, stop, _ in runs)
     # A result that does not pickle will not do so the next time.
     for_good = (*outcome.for_good, *(failure.position for failure in bad))
