@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from gearmap.overview.values import ClusterStatus
     from gearmap.runtime.futures import Future
     from gearmap.runtime.mapfuture import FailedTask, MapFuture
+    from gearmap.runtime.sharing import share as share
     from gearmap.runtime.task import Task
     from gearmap.runtime.task import current_task as current_task
     from gearmap.runtime.task import report_progress as report_progress
@@ -121,6 +122,7 @@ _HOME = {
     "on_every_worker": "gearmap.api",
     "options": "gearmap.api",
     "report_progress": "gearmap.runtime.task",
+    "share": "gearmap.runtime.sharing",
     "starmap": "gearmap.api",
     "status": "gearmap.api",
     "submit": "gearmap.api",

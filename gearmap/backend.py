@@ -37,7 +37,7 @@ from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
 from gearmap.keyfile import load_key, load_or_make_key
 from gearmap.runtime import child, task
 from gearmap.runtime.blobs import ArgumentStore, BlobStore, can_share
-from gearmap.runtime.blobsource import BlobSource
+from gearmap.runtime.blobsource import BlobSource, GivenArguments
 from gearmap.runtime.callrun import MAX_BLOCK_CALLS, CallRun
 from gearmap.runtime.consumer import Consumer
 from gearmap.runtime.driver import Driver
@@ -47,6 +47,7 @@ from gearmap.runtime.inline import initialize_inline
 from gearmap.runtime.landing import Landing
 from gearmap.runtime.localcode import LocalCode
 from gearmap.runtime.nodeline import check_asker
+from gearmap.runtime.placed import ArgumentPlacer
 from gearmap.runtime.run import Place, Run, RunSettings
 from gearmap.runtime.sessions import Session, new_session, session_from_node
 from gearmap.runtime.shipped import install
@@ -107,7 +108,7 @@ class Backend:
         self._secret = secret
         self._lock = threading.RLock()
         self._driver: Driver | None = None
-        self.arguments: ArgumentStore | None = None
+        self.arguments: ArgumentPlacer | None = None
         self._source: BlobSource | None = None
         self._place_buffers = self._buffer_placer()
         self._pickled = _Pickled((), (), self._place_buffers)
@@ -353,6 +354,7 @@ class Backend:
         if self.mode is not ServerMode.SERVERS or not self._secret:
             return None
         self._source = BlobSource([(each.host, each.port) for each in self._addresses], self._secret, self.patience)
+        self.arguments = GivenArguments(self._source)
         return self._source.place
 
     def _check_usable(self) -> None:

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from gearmap.errors import SerializationError
-from gearmap.runtime.blobs import ArgumentStore
+from gearmap.runtime.placed import ArgumentPlacer
 from gearmap.wire.framing import Payload
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.serializer import dumps
@@ -155,7 +155,7 @@ class ArgumentSource:
 
 
 def pickle_block(
-    source: ArgumentSource, value: Any, first: int, size: int, store: ArgumentStore | None = None
+    source: ArgumentSource, value: Any, first: int, size: int, store: ArgumentPlacer | None = None
 ) -> Payload:
     """Pickle a block's value; its large buffers go into the store, if there is one.
 

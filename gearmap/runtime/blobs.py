@@ -27,6 +27,7 @@ from itertools import count
 from typing import Union
 
 from gearmap.errors import SerializationError
+from gearmap.runtime.placed import PlacedPayload
 from gearmap.runtime.sealedmemory import (
     SHARED_BYTES,
     can_share,
@@ -40,6 +41,7 @@ from gearmap.runtime.sealedmemory import (
 )
 from gearmap.wire.framing import Buffer, Payload, flat_view
 from gearmap.wire.serializer import Elsewhere, copied, with_elsewhere
+from gearmap.wire.shared import frozen_name
 
 __all__ = [
     "BLOB_BYTES",
@@ -49,7 +51,6 @@ __all__ = [
     "BlobPayload",
     "BlobStore",
     "can_share",
-    "content_bytes",
     "open_blob",
 ]
 
@@ -90,7 +91,7 @@ class _Blob:
 _Parts = Sequence[Union[Buffer, _Blob]]  # noqa: UP007 - evaluated at run time
 
 
-class BlobPayload(list[Buffer]):
+class BlobPayload(PlacedPayload):
     """A payload, with the blobs that it needs.
 
     Attributes
@@ -145,7 +146,12 @@ class BlobStore:
         """Return the blob that holds what the view holds now; None if it is small, or there is no room for more."""
         if len(view) < BLOB_BYTES:
             return None
-        if any(blob.n_bytes == len(view) for blob in self._blobs.values()):
+        name = frozen_name(view)
+        if name is not None:  # it never changes, so its name stands for its content
+            known = self._blobs.get(name.encode())
+            if known is not None:
+                return known
+        elif any(blob.n_bytes == len(view) for blob in self._blobs.values()):
             digest = self._hasher()
             digest.update(view)
             known = self._blobs.get(digest.digest())
@@ -172,7 +178,8 @@ class BlobStore:
         except BaseException:
             os.close(descriptor)
             raise
-        self._blobs[hasher.digest()] = blob
+        name = frozen_name(view)
+        self._blobs[hasher.digest() if name is None else name.encode()] = blob
         return blob
 
     def _hasher(self) -> hashlib.blake2b:
@@ -187,7 +194,7 @@ class ArgumentStore:
     """
 
     def __init__(self) -> None:
-        self._blobs: weakref.WeakValueDictionary[int, _Blob] = weakref.WeakValueDictionary()
+        self._blobs: weakref.WeakValueDictionary[int | str, _Blob] = weakref.WeakValueDictionary()
         self._numbers = count()
         # What the garbage collector or a signal handler calls under it, in the same thread, may take it again.
         self._lock = threading.RLock()
@@ -212,8 +219,12 @@ class ArgumentStore:
         n_bytes = len(view)
         if n_bytes < BLOB_BYTES:
             return None
+        name = frozen_name(view)
         with self._lock:
             kept = list(self._blobs.values())
+            known = None if name is None else self._blobs.get(name)
+        if known is not None:
+            return known
         of_size = [blob for blob in kept if blob.n_bytes == n_bytes]
         for blob in of_size[-_MOST_COMPARED:]:
             if _holds(blob, view):
@@ -225,14 +236,8 @@ class ArgumentStore:
         except OSError:
             return None
         with self._lock:
-            self._blobs[next(self._numbers)] = blob
+            self._blobs[name or next(self._numbers)] = blob
         return blob
-
-
-def content_bytes(payload: Payload) -> int:
-    """Return how long a payload is with what does not travel of it."""
-    travels = sum(memoryview(part).nbytes for part in payload)
-    return travels + payload.shared_bytes if isinstance(payload, BlobPayload) else travels
 
 
 def _with_blobs(store: object, stream: Buffer, parts: _Parts) -> list[Buffer]:

@@ -26,6 +26,7 @@ import secrets
 import threading
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -33,9 +34,10 @@ from gearmap.config import Patience
 from gearmap.core.names import blobs_name
 from gearmap.errors import GearmapError, WireError
 from gearmap.memory import writable
-from gearmap.runtime.blobs import BLOB_BYTES
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.heldblobs import open_held
+from gearmap.runtime.placed import PlacedPayload
+from gearmap.runtime.sealedmemory import SHARED_BYTES
 from gearmap.transport.admin import drop_function
 from gearmap.transport.events import Address, AssignedJob, JobAssigned
 from gearmap.transport.poller import Poller, Waker
@@ -43,13 +45,18 @@ from gearmap.transport.worker import WorkerLinks
 from gearmap.wire import envelope, seal
 from gearmap.wire.framing import Buffer, Payload, flat_view
 from gearmap.wire.serializer import Elsewhere, copied, with_elsewhere
+from gearmap.wire.shared import frozen_name, owner_of
 
-__all__ = ["BlobSource", "GivenBlob", "GivenPayload", "blobs_of", "payload_here"]
+__all__ = ["BlobSource", "GivenArguments", "GivenBlob", "GivenPayload", "blobs_of"]
 
 logger = logging.getLogger(__name__)
 
 # What is copied and hashed at a time. Raised: it leaves the processor's cache in between; lowered: more calls.
 _STEP_BYTES = 256 * 1024
+
+# Large arguments of which is known that they were there. Raised: more of them may take turns; lowered: less to keep.
+_SEEN_BUFFERS = 64
+_LOOK_BYTES = 1024
 
 # Most bytes of one answer, whatever is asked for: the job server holds all of it.
 MAX_PIECE_BYTES = 8 * 1024 * 1024
@@ -78,24 +85,26 @@ class GivenBlob:
         return self.digest, len(self.view)
 
 
-class GivenPayload(list[Buffer]):
+class GivenPayload(PlacedPayload):
     """A payload, with the blobs that it names.
 
-    Attributes
-    ----------
-    here
-        What loads to the same in this process.
+    `here` is what loads to the same in this process.
     """
 
-    def __init__(self, payload: Iterable[Buffer], blobs: Sequence[GivenBlob], here: Payload) -> None:
+    def __init__(self, payload: Iterable[Buffer], blobs: Sequence[GivenBlob], store: object, here: Payload) -> None:
         super().__init__(payload)
         self.blobs = tuple(blobs)
-        self.here = here
+        self.store = store
+        self._here = here
 
+    @property
+    def shared_bytes(self) -> int:
+        """How much does not travel."""
+        return sum(len(blob.view) for blob in self.blobs)
 
-def payload_here(payload: Any) -> Any:
-    """Return a payload that loads to the same in this process."""
-    return payload.here if type(payload) is GivenPayload else payload
+    def inline(self) -> list[Buffer]:
+        """Return a payload that loads to the same on any machine."""
+        return list(self._here)
 
 
 def blobs_of(payload: Any) -> tuple[GivenBlob, ...]:
@@ -129,19 +138,29 @@ class BlobSource:
 
         Its large buffers are given, the others copied.
         """
+        return self.placed(payload, self, lambda view: True, copied)
+
+    def placed(
+        self,
+        payload: Payload,
+        store: object,
+        may_give: Callable[[memoryview], bool],
+        keep: Callable[[Buffer], Buffer],
+    ) -> Payload:
+        """Return a payload of which large buffers are given that may be, and the others what `keep` makes of them."""
         blobs: list[GivenBlob] = []
         here: list[Buffer] = [payload[0]]
-        buffers: list[Buffer | Elsewhere] = []
+        parts: list[Buffer | Elsewhere] = []
         for buffer in payload[1:]:
             view = flat_view(buffer)
-            if len(view) < BLOB_BYTES:
-                here.append(copied(buffer))
-                buffers.append(here[-1])
+            if len(view) < SHARED_BYTES or not may_give(view):
+                here.append(keep(buffer))
+                parts.append(here[-1])
                 continue
             blobs.append(self._give(view))
             here.append(blobs[-1].view)
-            buffers.append(Elsewhere(open_held, blobs[-1].name))
-        return GivenPayload(with_elsewhere(payload[0], buffers), blobs, here) if blobs else here
+            parts.append(Elsewhere(open_held, blobs[-1].name))
+        return GivenPayload(with_elsewhere(payload[0], parts), blobs, store, here) if blobs else here
 
     def close(self) -> None:
         """Give nothing any more. May be repeated."""
@@ -158,19 +177,25 @@ class BlobSource:
     def _give(self, view: memoryview) -> GivenBlob:
         """Return the blob that holds what the view holds now.
 
-        The copy is what is hashed, so that the digest is right even if another thread writes meanwhile.
+        The copy is what is hashed, so that the digest is right even if another thread writes meanwhile. Memory that
+        never changes is neither copied nor hashed.
         """
+        name = frozen_name(view)
+        if name is not None:
+            return self._known_or_new(name, view)
         copy = writable(len(view))
         hasher = hashlib.blake2b(key=self._key, digest_size=_DIGEST_BYTES)
         for start in range(0, len(view), _STEP_BYTES):
             step = copy[start : start + _STEP_BYTES]
             step[:] = view[start : start + _STEP_BYTES]
             hasher.update(step)
-        digest = hasher.hexdigest()
+        return self._known_or_new(hasher.hexdigest(), copy.toreadonly())
+
+    def _known_or_new(self, digest: str, view: memoryview) -> GivenBlob:
         with self._lock:
             blob = self._blobs.get(digest)
             if blob is None:
-                blob = self._blobs[digest] = GivenBlob(copy.toreadonly(), digest, self.function)
+                blob = self._blobs[digest] = GivenBlob(view, digest, self.function)
             if self._serving is None:
                 self._serving = self._begin()
         return blob
@@ -179,6 +204,37 @@ class BlobSource:
         serving = _Service(self._addresses, self._secret, self.function, self._blobs.get, self._patience)
         serving.start()
         return serving
+
+
+class GivenArguments:
+    """The large buffers of arguments that one client gives: those that come again.
+
+    What comes once travels with its job, as it is needed once. Shared objects are given at once.
+    """
+
+    def __init__(self, source: BlobSource) -> None:
+        self._source = source
+        self._seen: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+
+    def place(self, payload: Payload, *, snapshot: bool = True) -> Payload:
+        """Return a payload whose large buffers are given if an earlier one had them, too.
+
+        The others are copied for a `snapshot`, else left as they are.
+        """
+        return self._source.placed(payload, self, self._comes_again, copied if snapshot else flat_view)
+
+    def _comes_again(self, view: memoryview) -> bool:
+        """Whether a buffer stands where one stood lately that looked like it: then it is worth reading whole."""
+        if frozen_name(view) is not None:
+            return True
+        place = (id(owner_of(view)), len(view))
+        middle = len(view) // 2
+        look = b"".join(bytes(view[at : at + _LOOK_BYTES]) for at in (0, middle, len(view) - _LOOK_BYTES))
+        known = self._seen.pop(place, None)
+        self._seen[place] = look
+        while len(self._seen) > _SEEN_BUFFERS:
+            self._seen.popitem(last=False)
+        return known == look
 
 
 class _Service:

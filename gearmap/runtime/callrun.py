@@ -23,12 +23,12 @@ from typing import Any
 from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.errors import ClusterBroken, GearmapError, ServerUnavailable
-from gearmap.runtime.blobs import content_bytes
 from gearmap.runtime.callgroup import CallGroup
 from gearmap.runtime.chunkfuture import ChunkFuture
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.futures import Future, PendingFailure, ResultBatch, begin, settle
 from gearmap.runtime.givenup import GivenUp
+from gearmap.runtime.placed import content_bytes
 from gearmap.runtime.question import Question
 from gearmap.runtime.run import Place, Run
 from gearmap.runtime.wording import failure_note

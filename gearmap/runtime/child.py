@@ -109,6 +109,9 @@ _log = 2  # the descriptor of the node's standard error
 blobs: dict[str, BlobPlace] = {}
 """Where the node has the large arrays that the present job's payloads name."""
 
+shared: dict[str, Any] = {}
+"""The shared objects that were loaded last; see `gearmap.runtime.sharing`."""
+
 line: Line | None = None
 """Where tasks ask the node for something; see `gearmap.runtime.nodeline`."""
 

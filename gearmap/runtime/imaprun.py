@@ -20,9 +20,9 @@ from gearmap.core.buffering import AsTheyCome, Buffer, InOrder
 from gearmap.core.snapshot import ProgressSink, ProgressSnapshot
 from gearmap.errors import GearmapError, RunTimeout, SerializationError
 from gearmap.runtime.arguments import ArgumentSource, pickle_block
-from gearmap.runtime.blobs import ArgumentStore
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
+from gearmap.runtime.placed import ArgumentPlacer
 from gearmap.runtime.port import WAIT_STEP, Mail, RunPort
 from gearmap.runtime.printing import Echo
 from gearmap.runtime.run import Run
@@ -59,7 +59,7 @@ class ImapRun:
         source: ArgumentSource,
         options: RunOptions,
         *,
-        store: ArgumentStore | None,
+        store: ArgumentPlacer | None,
         buffersize: int | None,
         ordered: bool,
         make_sink: Callable[[Callable[[], object]], ProgressSink],

@@ -18,8 +18,8 @@ from gearmap.core.events import TaskRange
 from gearmap.core.ledger import Ledger, Piece
 from gearmap.errors import ConfigurationError, RunTimeout
 from gearmap.runtime.arguments import ArgumentSource, pickle_block
-from gearmap.runtime.blobs import ArgumentStore, BlobPayload
 from gearmap.runtime.failed import Failed
+from gearmap.runtime.placed import ArgumentPlacer, PlacedPayload
 from gearmap.runtime.report import RunNotes
 from gearmap.wire.printed import NO_OUTPUT, Output
 from gearmap.wire.serializer import loads
@@ -58,7 +58,7 @@ class MapRecord:
         self.options = options
         self.failed: dict[int, Failed] = {}
         self.condition = threading.Condition()
-        self.store: ArgumentStore | None = None
+        self.store: ArgumentPlacer | None = None
         self.notes: deque[RunNotes] = deque(maxlen=KEPT_NOTES)
         self._source = source
         self._ledger: Ledger[Any] = Ledger()
@@ -98,7 +98,7 @@ class MapRecord:
         """Yield what an earlier run has left, done or not."""
         for piece in self._ledger.pieces():
             content = piece.content
-            if isinstance(content, BlobPayload) and content.store is not self.store:
+            if isinstance(content, PlacedPayload) and content.store is not self.store:
                 piece = replace(piece, content=content.inline())  # that run was on another cluster
             yield piece
 

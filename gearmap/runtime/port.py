@@ -15,11 +15,11 @@ from gearmap.core import events as ev
 from gearmap.core.snapshot import ProgressSnapshot
 from gearmap.core.tally import Tally
 from gearmap.errors import ClusterBroken, GearmapError
-from gearmap.runtime.blobs import content_bytes
 from gearmap.runtime.driver import Driver
 from gearmap.runtime.failed import Failed
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.givenup import GivenUp
+from gearmap.runtime.placed import content_bytes
 from gearmap.runtime.run import Place, Run
 from gearmap.wire.jobheader import BlockKind
 

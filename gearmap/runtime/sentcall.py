@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gearmap.runtime.blobsource import payload_here
+from gearmap.runtime.placed import payload_here
 from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.outcome import describe_call
 from gearmap.wire.serializer import loads

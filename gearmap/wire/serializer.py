@@ -16,6 +16,7 @@ named in a pickle without the name of its module. A string in the data that look
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import io
 import pickle
@@ -27,7 +28,7 @@ import cloudpickle
 
 from gearmap.errors import SerializationError
 from gearmap.memory import writable
-from gearmap.wire import explain
+from gearmap.wire import explain, shared
 from gearmap.wire.framing import Buffer, Payload, flat_view
 from gearmap.wire.functions import (
     LRU_CACHE_WRAPPER,
@@ -50,6 +51,7 @@ __all__ = [
     "explain_unpicklable",
     "loads",
     "missing_module",
+    "outside",
     "with_elsewhere",
     "with_prelude",
 ]
@@ -105,6 +107,11 @@ def copied(buffer: Buffer) -> memoryview:
     copy = writable(len(view))
     copy[:] = view
     return copy
+
+
+def outside(buffer: Buffer) -> Any:
+    """Return what is pickled as a buffer beside the stream, and loads as its bytes."""
+    return pickle.PickleBuffer(buffer)
 
 
 def loads(payload: Payload) -> Any:
@@ -256,15 +263,27 @@ def try_dumps(value: Any) -> list[Buffer]:
     buffers: list[Buffer] = []
     keep_in_band = _callback(buffers)
     try:
-        stream = pickle.dumps(value, PROTOCOL, buffer_callback=keep_in_band)
+        stream = _fast_dumps(value, keep_in_band)
     except Exception:
         stream = None  # cloudpickle may know better
     if stream is None or names_by_value_module(stream):
         buffers.clear()
         with io.BytesIO() as file:
-            _Pickler(file, PROTOCOL, buffer_callback=keep_in_band).dump(value)
+            pickler = _SharingPickler if shared.reducers() else _Pickler
+            pickler(file, PROTOCOL, buffer_callback=keep_in_band).dump(value)
             stream = file.getvalue()
     return [stream, *buffers]
+
+
+def _fast_dumps(value: Any, keep_in_band: Callable[[pickle.PickleBuffer], bool]) -> bytes:
+    reducers = shared.reducers()
+    if not reducers:
+        return pickle.dumps(value, PROTOCOL, buffer_callback=keep_in_band)
+    with io.BytesIO() as file:
+        pickler = pickle.Pickler(file, PROTOCOL, buffer_callback=keep_in_band)
+        pickler.dispatch_table = {**copyreg.dispatch_table, **reducers}
+        pickler.dump(value)
+        return file.getvalue()
 
 
 def _reduce_text_file(file: io.TextIOWrapper) -> Any:
@@ -285,6 +304,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             io.TextIOWrapper: _reduce_text_file,
         }
     )
+
+
+class _SharingPickler(_Pickler):
+    """One that also knows of shared objects."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        if shared.is_marked(thing):
+            return shared.reduce_marked(thing)
+        return super().reducer_override(thing)
 
 
 def _callback(buffers: list[Buffer]) -> Callable[[pickle.PickleBuffer], bool]:

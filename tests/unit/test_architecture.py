@@ -105,6 +105,7 @@ MAY_HOLD_STATE = {
     "gearmap.current": "which client is current, and the last map",
     "gearmap.display.registry": "who shows runs in notebooks",
     "gearmap.api": "the client that was started by itself",
+    "gearmap.wire.shared": "which objects of this process are shared",
     "gearmap.client": "whose unfinished calls are told of when the interpreter ends",
     "gearmap.executor": "whose work is to be finished before the interpreter ends",
     "gearmap.runtime.child": "whether this process is a child",

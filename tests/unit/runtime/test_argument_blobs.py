@@ -8,7 +8,8 @@ import pytest
 
 from gearmap.errors import SerializationError
 from gearmap.runtime.arguments import ArgumentSource, pickle_block
-from gearmap.runtime.blobs import BLOB_BYTES, MAX_ARGUMENTS, ArgumentStore, can_share, content_bytes
+from gearmap.runtime.blobs import BLOB_BYTES, MAX_ARGUMENTS, ArgumentStore, can_share
+from gearmap.runtime.placed import content_bytes
 from gearmap.wire.serializer import dump_call, dumps, loads
 
 numpy = pytest.importorskip("numpy")

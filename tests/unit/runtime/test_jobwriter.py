@@ -69,8 +69,8 @@ def test_a_function_goes_with_the_last_of_its_blocks_and_comes_back_with_the_nex
 def test_a_header_names_the_blobs_of_all_that_travels_once() -> None:
     made = writer()
     shared, other = GivenBlob(memoryview(bytes(3)), "aa", "source"), GivenBlob(memoryview(bytes(4)), "bb", "source")
-    made.add_function(b"g" * 16, GivenPayload([b"function"], [shared], []))
-    made.add_block(0, BlockKind.COLUMNS, GivenPayload([b"two"], [shared, other], []), Place(), b"g" * 16)
+    made.add_function(b"g" * 16, GivenPayload([b"function"], [shared], None, []))
+    made.add_block(0, BlockKind.COLUMNS, GivenPayload([b"two"], [shared, other], None, []), Place(), b"g" * 16)
     header, body = made._content(ev.Submit(1, 0, (ev.Span(ev.Block(0, 0, 2, b"g" * 16), 0, 2),)))
     read = JobHeader.decode(header)
     assert (read.blobs, read.blob_source) == ((("aa", 3), ("bb", 4)), "source")
