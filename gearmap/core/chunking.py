@@ -5,7 +5,8 @@ disappears and a lost chunk costs little.
 Rule 2: nothing is believed before it was measured: the first chunk is one task, then sizes grow by a bounded factor.
 Rule 3: at the tail, chunks shrink with what is left, so that the last ones end together (guided self-scheduling:
 Polychronopoulos and Kuck, IEEE Trans. Computers C-36(12), 1987).
-Rule 4: the user's `chunksize` wins over all of it.
+Rule 4: a chunk whose tasks take much longer than those before did gives the rest back after BUDGET_SECONDS.
+Rule 5: the user's `chunksize` wins over all of it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-__all__ = ["TARGET_BYTES", "TARGET_SECONDS", "TaskStatistics", "chunk_size"]
+__all__ = ["BUDGET_SECONDS", "TARGET_BYTES", "TARGET_SECONDS", "TaskStatistics", "chunk_size"]
 
 # Raised: less overhead for each task, but coarser progress and more work lost with a worker. Lowered: the reverse.
 TARGET_SECONDS = 0.15
+
+# What a worker has not begun of a chunk after so long goes back. Raised: fewer jobs where durations vary; lowered: a
+# chunk whose tasks turn out long holds fewer of them up.
+BUDGET_SECONDS = 4 * TARGET_SECONDS
 
 # At the tail a chunk may shrink to this much work. Lowered: the workers end closer together, at one job's overhead
 # (about 0.5 ms) each. Raised: fewer jobs, and up to this much idle time of the other workers at the end.

@@ -23,7 +23,7 @@ from gearmap.config import Patience
 from gearmap.core import events as ev
 from gearmap.core.attempts import Attempt
 from gearmap.core.board import CANCELLED, DELAYED, DONE, FAILED, SENT, WAITING, TaskBoard
-from gearmap.core.chunking import TARGET_BYTES, TaskStatistics, chunk_size
+from gearmap.core.chunking import BUDGET_SECONDS, TARGET_BYTES, TaskStatistics, chunk_size
 from gearmap.core.reruns import Reruns
 from gearmap.core.retry import History, RetryPolicy
 from gearmap.core.snapshot import ProgressSnapshot, WorkerView
@@ -460,7 +460,8 @@ class RunEngine:
             self.tally.jobs += 1
             self._attempts[attempt.id] = attempt
             self._in_flight[server] += 1
-            out.append(ev.Submit(attempt.id, server, spans, history.avoid, history.attempts, history.exact))
+            budget = BUDGET_SECONDS if self._chunksize is None and attempt.size > 1 else None
+            out.append(ev.Submit(attempt.id, server, spans, history.avoid, history.attempts, history.exact, budget))
 
     def _roomiest_server(self, now: float) -> int | None:
         """Return the server with the fewest jobs of this run, or None if every window is full."""

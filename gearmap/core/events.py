@@ -108,6 +108,7 @@ class NotRunKind(Enum):
     AVOIDED = "the header named this worker to be avoided"
     CANNOT_LOAD = "this worker cannot load the function"
     EXPIRED = "the envelope was too old, or came from the future"
+    OVER_BUDGET = "the chunk took long; others may have time for the rest"
     INITIALIZER_FAILED = "the initializer raised, if there is a failure, or ended its process"
 
 
@@ -257,7 +258,8 @@ class Tick:
 class Submit:
     """Send a chunk to a job server, under a fresh unique.
 
-    `attempts` says which attempt this is of each of its tasks, `exact` that the one that runs must be known.
+    `attempts` says which attempt this is of each of its tasks, `exact` that the one that runs must be known, and
+    `budget` after how many seconds what was not begun is to be given back.
     """
 
     attempt: int
@@ -266,6 +268,7 @@ class Submit:
     avoid: tuple[str, ...] = ()
     attempts: int = 1
     exact: bool = False
+    budget: float | None = None
 
     @property
     def function(self) -> Hashable:

@@ -31,6 +31,11 @@ from gearmap.core.retry import (
 
 __all__ = ["Reruns"]
 
+# Into how many chunks, for each worker and at most, what a worker gave back of one that took long is parted. Raised: a
+# better balance of long tasks; lowered: fewer jobs, of which each may bring the arguments of all.
+PARTS_PER_WORKER = 2
+MAX_PARTS = 16
+
 # Retries of one attempt's tasks that are due within so many seconds travel together. Raised: fewer jobs where many
 # tasks fail; lowered: they start closer to their time.
 GATHER_SECONDS = 0.1
@@ -155,6 +160,9 @@ class Reruns:
         if report is not None and report.reason is ev.NotRunKind.DIED:
             self._put_first(self._after_death(attempt, rest, report, worker, out))
             return True
+        if report is not None and report.reason is ev.NotRunKind.OVER_BUDGET:
+            self._part_long(attempt, rest, workers)
+            return True
         if report is not None and report.reason is ev.NotRunKind.INITIALIZER_FAILED:
             return self._after_initializer(attempt, rest, report, worker, out)
         kind = ev.NotRunKind.AGAIN if report is None else report.reason
@@ -249,6 +257,16 @@ class Reruns:
         self._fail(culprit, out)
         return reruns
 
+    def _part_long(self, attempt: Attempt, rest: list[ev.TaskRange], workers: int | None) -> None:
+        """Share out what is left of a chunk that took long; nothing went wrong, so nothing is counted."""
+        size = sum(stop - start for start, stop in rest)
+        n_parts = max(1, min(size, MAX_PARTS, PARTS_PER_WORKER * (workers or 1)))
+        reruns = []
+        for left in range(n_parts, 0, -1):
+            part, rest = parted(rest, -(-sum(stop - start for start, stop in rest) // left))
+            reruns.append(_Rerun(part, attempt.history))
+        self._put_first(reruns, is_again=False)
+
     def _after_initializer(
         self,
         attempt: Attempt,
@@ -292,12 +310,12 @@ class Reruns:
 
     # ---------------------------------------------------------------------------------------------------------- books
 
-    def _put_first(self, reruns: list[_Rerun]) -> None:
+    def _put_first(self, reruns: list[_Rerun], *, is_again: bool = True) -> None:
         for rerun in reversed(reruns):
             self._ready.appendleft(rerun)
             for start, stop in rerun.ranges:
                 self._board.move(start, stop, SENT, WAITING)
-                self.again += stop - start
+                self.again += (stop - start) * is_again
 
     def _span(self, task: int) -> ev.Span:
         return next(self._board.spans(task, task + 1))

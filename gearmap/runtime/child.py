@@ -36,6 +36,7 @@ __all__ = [
     "JOB",
     "LAST",
     "LOADING",
+    "NUDGE",
     "PACKING",
     "READY",
     "ChildSettings",
@@ -59,6 +60,9 @@ INITIALIZING = -(2**62)  # it is in a tenant's initializer
 PACKING = INITIALIZING + 1  # it pickles the results of several tasks at once
 GROUPED = INITIALIZING + 2  # it runs one of some tiny tasks; see `childrun`
 HANDED_OVER = INITIALIZING + 3  # it has not read its job yet
+
+# Asks a child that runs tiny tasks which one it is at. Who does not handle it does not notice it.
+NUDGE: signal.Signals | None = getattr(signal, "SIGURG", None)
 
 _META_BYTES = struct.Struct("<Q")  # length of the keys and names
 _HEAD_BYTES = FRAME.size + _META_BYTES.size

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 from collections import deque
+from contextlib import suppress
 from ctypes import c_byte
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,11 @@ from gearmap.runtime.child import (
     COMMIT,
     FINAL,
     FRAME,
+    GROUPED,
     HANDED_OVER,
     INITIALIZING,
     LAST,
+    NUDGE,
     READY,
     ChildSettings,
     main,
@@ -226,6 +229,14 @@ class Child:
         else:
             self._outgoing += (memoryview(head), memoryview(sealed))
         self.on_writable()
+
+    def nudge(self) -> None:
+        """Have the child note which task it is at, if it runs tiny ones."""
+        if NUDGE is None or self._index[0] != GROUPED:
+            return
+        if self._process is not None and self._process.exitcode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, NUDGE)
 
     def kill(self) -> None:
         """End the child and everything that its task started."""

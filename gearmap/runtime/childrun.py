@@ -8,31 +8,34 @@ shared memory or the pipe, survives this process.
 Rule 2: the index of the running task is one aligned store into shared memory, so that a death is charged to the right
 task, and only what a task itself takes is held against its time. Nothing else is shared. Among tiny tasks, for which
 the store would take as long as the task, the index says only that: if the process dies then, nobody is charged, and
-the chunk comes again with `exact`.
+the chunk comes again with `exact`. A node that sees it for long asks by a signal, and a long task among them is noted.
 Rule 3: a job of one call is by far the most frequent; it must not pay for what longer ones need.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
+from math import inf
 from time import perf_counter
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 from gearmap.runtime import child, task
-from gearmap.runtime.child import GROUPED, INITIALIZING, LOADING, ChildSettings, Job, receive
+from gearmap.runtime.child import GROUPED, INITIALIZING, LOADING, NUDGE, PACKING, ChildSettings, Job, receive
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.coroutines import awaited
 from gearmap.runtime.handover import Handover
 from gearmap.runtime.outlets import ChildOutlets
 from gearmap.runtime.shipped import ShippedModules, World
 from gearmap.runtime.slate import Slate
-from gearmap.runtime.upkeep import Upkeep
+from gearmap.runtime.upkeep import NUDGED, Upkeep
 from gearmap.wire import envelope
 from gearmap.wire.jobheader import BlockHeader, BlockKind, HeaderMemo, JobHeader
 from gearmap.wire.outcome import describe_call
@@ -51,6 +54,14 @@ MAX_GROUP = 1024
 KEPT_FUNCTIONS = 16
 
 
+class _Terms(NamedTuple):
+    """How the tasks of a job are run: with a time limit, one noted after the other, and begun until when."""
+
+    is_timed: bool
+    is_exact: bool
+    until: float
+
+
 class Runner:
     """Runs jobs and keeps what the next one can use again."""
 
@@ -67,6 +78,9 @@ class Runner:
         self._place: tuple[Any, ...] = ()
         self._tenant = ""
         self._retried: tuple[str, tuple[type[BaseException], ...]] = ("", ())
+        if NUDGE is not None:
+            signal.signal(NUDGE, self._nudged)
+            signal.siginterrupt(NUDGE, False)
         self._upkeep = Upkeep(pipe, slate, outlets)
         self._home = os.getcwd()
 
@@ -109,25 +123,37 @@ class Runner:
         upkeep.begin(function)
         blocks = header.blocks
         is_timed = header.task_timeout is not None
-        is_exact = header.exact or is_timed
+        until = inf if header.budget is None else perf_counter() + header.budget
+        terms = _Terms(is_timed, header.exact or is_timed, until)
+        position = stop = 0
         task.begin_job(job.execution_id, job.worker, header, numbers, self._index, self._progress)
         is_single = len(blocks) == 1 and blocks[0].size == 1 and blocks[0].kind is BlockKind.CALLS
         if is_single and not is_timed and blocks[0].run:
             _run_single(fn, payloads[1], self._index, committer, upkeep)
         else:
-            position = 0
+            stop = header.n_tasks
             rest = iter(payloads[1:])
             for block in blocks:
                 taken = list(islice(rest, block.size if block.kind is BlockKind.CALLS else 1))
-                position = self._run_block(fn, block, taken, position, committer, is_timed, is_exact)
-                if not upkeep.is_fit:
+                position = self._run_block(fn, block, taken, position, committer, terms)
+                if not upkeep.is_fit or (position and perf_counter() >= until):
                     break
         task.end_job()
         if not upkeep.is_fit:
             committer.give_back()
             return
-        committer.finish()
+        if position < stop:
+            committer.give_rest_back()
+        else:
+            committer.finish()
         upkeep.end()
+
+    def _nudged(self, number: int, frame: FrameType | None) -> None:
+        """A group of tiny tasks has lasted long, so one of them is not tiny: say which, and end the group with it."""
+        position = task.grouped_position()
+        if position is not None:
+            self._index[0] = position
+            self._upkeep.marks.append(NUDGED)
 
     def _open(self, job: Job, prefix: envelope.Prefix) -> tuple[bytes, memoryview]:
         if len(job.sealed) >= prefix.total_bytes:
@@ -187,25 +213,23 @@ class Runner:
         payloads: list[Any],
         position: int,
         committer: Committer,
-        is_timed: bool,
-        is_exact: bool,
+        terms: _Terms,
     ) -> int:
-        """Run the block's tasks; return the position after them."""
+        """Run the block's tasks, or as many as may be begun; return the position after them."""
         committer.starts()
         self._index[0] = ~position
         stop = position + block.n_tasks
         try:
-            calls, call, arguments = _calls(fn, block, payloads, self._index if is_timed else None)
+            calls, call, arguments = _calls(fn, block, payloads, self._index if terms.is_timed else None)
         except BaseException as error:
             for failed in range(position, stop):
                 committer.failed(failed, error)
             return stop
-        if is_timed:
+        if terms.is_timed:
             calls = task.timed(calls)
         index, upkeep = self._index, self._upkeep
         shown = partial(_shown, fn, arguments)
-        _run_tasks(call, calls, position, stop, index, committer, upkeep, shown, is_exact)
-        return stop
+        return _run_tasks(call, calls, position, stop, index, committer, upkeep, shown, terms)
 
 
 def _calls(
@@ -281,11 +305,12 @@ def _run_tasks(
     committer: Committer,
     upkeep: Upkeep,
     shown: Callable[[Any], str],
-    is_exact: bool,
-) -> None:
+    terms: _Terms,
+) -> int:
     """The hot loop. Everything that is not needed for each task happens once a group.
 
-    It ends early if the process is not fit for further tasks.
+    It ends early if the process is not fit for further tasks, or it is too late to begin another. Returns the position
+    after the last one.
     """
     group = 1
     item: Any = None
@@ -294,7 +319,10 @@ def _run_tasks(
     task.begin_row(first, results)
     marks = upkeep.marks
     began = read = perf_counter()
+    is_exact, until = terms.is_exact, terms.until
     while position < stop:
+        if read >= until and position:
+            break
         at = position
         try:
             if group == 1 or is_exact:
@@ -308,10 +336,11 @@ def _run_tasks(
                     results.append(call(item))
                     if marks:
                         break
+                index[0] = PACKING
             position = first + len(results)
         except BaseException as error:
             now = perf_counter()
-            position = first + len(results)
+            index[0] = position = first + len(results)
             seconds = (now - read) / (position - at + 1)
             committer.commit(first, results, now - began)
             upkeep.collect(position, committer, error)
@@ -322,7 +351,7 @@ def _run_tasks(
             read = began
             if upkeep.restore():
                 continue
-            return
+            return position
         if position == at:
             raise RuntimeError(f"the job announced {stop} tasks, its arguments hold {position}")
         if group > 1:
@@ -340,12 +369,13 @@ def _run_tasks(
             task.begin_row(first, results)
             read = began
             if not upkeep.worked(elapsed, is_tiny=group > 1):
-                return
+                return position
         elif group == 1:
             group = _group(elapsed, position - first)
     if upkeep.has_output():
         upkeep.collect(position - 1, committer)
     committer.hold(first, results, perf_counter() - began)
+    return position
 
 
 def _group(elapsed: float, n_tasks: int) -> int:

@@ -147,6 +147,10 @@ class Committer:
         detail = "a task before left its process in a state that cannot be mended"
         self._send(final=True, not_run=NotRun(reason=NotRunReason.UNFIT, detail=detail), last=True)
 
+    def give_rest_back(self) -> None:
+        """Write what is left, and that the others were not begun, which some other worker may have time for; final."""
+        self._send(final=True, not_run=NotRun(reason=NotRunReason.OVER_BUDGET))
+
     def finish(self) -> None:
         """Write what is left; final."""
         self._send(final=True)

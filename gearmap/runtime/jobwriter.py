@@ -194,7 +194,8 @@ class JobWriter:
     def _header(self, digest: bytes, chunk: ev.Submit, place: Place, blocks: _Blocks, blobs: list[GivenBlob]) -> bytes:
         named = tuple(dict.fromkeys(blob.name for blob in blobs)) if blobs else ()
         landing = "" if self._landing is None else self._landing.name
-        content = (digest, chunk.avoid, chunk.attempts, chunk.exact, place, blocks, named, landing)
+        terms = (chunk.avoid, chunk.attempts, chunk.exact, chunk.budget)
+        content = (digest, terms, place, blocks, named, landing)
         encoded = self._headers.get(content)
         if encoded is None:
             header = JobHeader(
@@ -211,6 +212,7 @@ class JobWriter:
                 avoid=chunk.avoid,
                 attempt=chunk.attempts,
                 exact=chunk.exact,
+                budget=chunk.budget,
                 level=self._level,
                 cwd=place.cwd,
                 sys_path=place.sys_path,

@@ -424,6 +424,7 @@ class Node:
         child = self._children.get(instruction.child)
         work = self._workers[instruction.worker].work
         if child is not None and work is not None:
+            child.nudge()
             self._do(ne.OutputSeen(child.number, take_written(child, work)))
             printed = take_live(child, work)
             progress = take_progress(child, work)

@@ -29,6 +29,7 @@ _KINDS = {
     NotRunReason.CANNOT_LOAD: ev.NotRunKind.CANNOT_LOAD,
     NotRunReason.BLOB_UNAVAILABLE: ev.NotRunKind.CANNOT_LOAD,
     NotRunReason.EXPIRED: ev.NotRunKind.EXPIRED,
+    NotRunReason.OVER_BUDGET: ev.NotRunKind.OVER_BUDGET,
     NotRunReason.CHILD_DIED: ev.NotRunKind.DIED,
     NotRunReason.DIED_LOADING: ev.NotRunKind.DIED,
     NotRunReason.TIMED_OUT: ev.NotRunKind.TIMED_OUT,

@@ -33,6 +33,7 @@ __all__ = [
     "begin_row",
     "current_task",
     "end_job",
+    "grouped_position",
     "report_progress",
     "running_execution",
     "running_header",
@@ -99,10 +100,10 @@ class _Job(NamedTuple):
     def position(self) -> int:
         """Return the position of the task that runs, or less than 0."""
         index: int = self.noted[0]
-        if index == GROUPED:
-            first, results = _row
-            return first + len(results)
-        return index
+        if index != GROUPED:
+            return index
+        first, results = _row
+        return first + len(results)
 
 
 class _Inline(NamedTuple):
@@ -196,6 +197,12 @@ def begin_row(first: int, results: Sized) -> None:
     """The task at position `first` comes next, and `results` holds what it and those after it have returned."""
     global _row
     _row = first, results
+
+
+def grouped_position() -> int | None:
+    """Return the position of the task that runs, if it is one of a group of tiny ones."""
+    job = _job
+    return None if job is None or job.noted[0] != GROUPED else job.position()
 
 
 def end_job() -> None:

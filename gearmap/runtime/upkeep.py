@@ -30,7 +30,7 @@ from gearmap.runtime.tasknotes import TaskNotes
 from gearmap.runtime.taskoutput import OUTPUT
 from gearmap.wire.outcome import Printed
 
-__all__ = ["Upkeep"]
+__all__ = ["NUDGED", "Upkeep"]
 
 # For so many seconds of tasks the process is not looked at closely: of tiny ones, and of others, after each of which is
 # looked for what they may have assigned. Raised: less is spent between tasks; lowered: fewer of them may see what one
@@ -42,6 +42,8 @@ SECONDS_UNSEEN = 0.05
 # Marks, beside those of `childstate` and `taskoutput`.
 _CLOSELY = "closely"  # the function's tasks are looked at one by one
 _FORKED = "forked"  # this is a forked copy
+NUDGED = "nudged"
+"""The mark that a group of tiny tasks is to end."""
 
 
 class Upkeep:

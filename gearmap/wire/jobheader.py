@@ -106,6 +106,8 @@ class JobHeader:
         Which attempt this is of each of the tasks, from 1.
     exact
         Whether it must be known at each moment which task runs, however short they are.
+    budget
+        After how many seconds tasks that were not begun are given back, or None. One at least is run.
     level
         Nesting level, 0 outside of tasks.
     cwd, sys_path
@@ -136,6 +138,7 @@ class JobHeader:
     avoid: tuple[str, ...] = ()
     attempt: int = 1
     exact: bool = False
+    budget: float | None = None
     level: int = 0
     cwd: str | None = None
     sys_path: tuple[str, ...] | None = None
@@ -172,6 +175,8 @@ class JobHeader:
             values["attempt"] = self.attempt
         if self.exact:
             values["exact"] = True
+        if self.budget is not None:
+            values["budget"] = self.budget
         if self.level:
             values["level"] = self.level
         if self.cwd is not None:
@@ -215,6 +220,7 @@ class JobHeader:
             avoid=as_strings(read_list(values, "avoid"), "avoid"),
             attempt=read_int(values, "attempt") if "attempt" in values else 1,
             exact=read_bool(values, "exact"),
+            budget=read_number(values, "budget") if "budget" in values else None,
             level=read_int(values, "level"),
             cwd=read_str(values, "cwd") if "cwd" in values else None,
             sys_path=as_strings(read_list(values, "sys_path"), "sys_path") if "sys_path" in values else None,

@@ -76,6 +76,7 @@ class NotRunReason(Enum):
     # The initializer raised: what it raised is the outcome's only failure. Without one, its process died of it.
     INITIALIZER_FAILED = "initializer_failed"
     TIMED_OUT = "timed_out"  # a task ran too long, and the process that ran it was ended
+    OVER_BUDGET = "over_budget"  # the tasks of the chunk took long, and others may have time for those not begun
     UNFIT = "unfit"  # a task left the process in a state that cannot be mended
 
 

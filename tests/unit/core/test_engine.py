@@ -458,6 +458,28 @@ def test_a_watched_chunk_that_killed_a_child_and_nobody_knows_who_is_halved() ->
     assert [tasks(half) for half in halves] == [[0, 1], [2, 3]]
 
 
+def test_what_is_left_of_a_chunk_that_took_long_is_shared_out_and_counts_as_nothing() -> None:
+    engine, (job,) = running(9)
+    engine.handle(ev.WorkersSeen(2), 0.5)
+    report = not_run(ev.NotRunKind.OVER_BUDGET)
+    parts = submits(engine.handle(outcome(job.attempt, (0, 2), not_run=report), 1.0))
+    while len(parts) < 4:  # the window lets some wait
+        parts += submits(engine.handle(outcome(parts[-1].attempt, (0, 9)), 2.0))
+    assert [tasks(part) for part in parts] == [[2, 3], [4, 5], [6, 7], [8]]
+    assert all((part.attempts, part.avoid) == (1, ()) for part in parts)
+    assert engine.snapshot(2.0).again == 0
+
+
+def test_chunks_of_several_tasks_have_a_budget_unless_their_size_was_asked_for() -> None:
+    measured = RunEngine()
+    (several,) = submits(measured.handle_all([ev.ServerUp(0), block(0, 3)], 0.0))
+    (single,) = submits(measured.handle(block(3, 1), 0.0))
+    chosen = running(3)[1][0]
+    assert several.budget is not None
+    assert single.budget is None
+    assert chosen.budget is None
+
+
 def test_a_single_task_that_kills_workers_without_a_trace_is_not_run_for_ever() -> None:
     engine, jobs = running(1)
     for _ in range(2):
