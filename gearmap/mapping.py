@@ -29,6 +29,7 @@ from gearmap.runtime.mapfuture import MapFuture, Runner
 from gearmap.runtime.maprecord import MapRecord
 from gearmap.runtime.maprun import MapRun
 from gearmap.runtime.port import RunPort
+from gearmap.runtime.travelling import heavy_notice
 from gearmap.runtime.userframes import own_frames_hidden
 
 __all__ = ["run_imap", "run_map", "start_map"]
@@ -108,7 +109,7 @@ def _runner(backend: Backend, future: MapFuture[Any], delay: float, began: tuple
     if backend.mode is ServerMode.INLINE:
         backend.begin_inline(options)
         return InlineMap(record, _sink(backend, options, record.fn, total, delay=delay, cancel=future.cancel))
-    function = backend.pickle_function(record.fn, options)
+    function = _pickled(backend, record.fn, options, began)
     driver = backend.ready_driver()
     record.store = backend.arguments
     return MapRun(
@@ -119,6 +120,17 @@ def _runner(backend: Backend, future: MapFuture[Any], delay: float, began: tuple
         sink=_sink(backend, options, record.fn, total, delay=delay, cancel=future.cancel),
         on_notice=partial(_warn, began=began),
     )
+
+
+def _pickled(
+    backend: Backend, fn: Callable[..., Any], options: RunOptions, began: tuple[str, int] | None = None
+) -> tuple[bytes, Any]:
+    """Pickle a function; say so if it is large and travels with every job, though it need not."""
+    function = backend.pickle_function(fn, options)
+    notice = heavy_notice(fn, function[1]) if backend.arguments is not None else None
+    if notice is not None:
+        _warn(notice, began)
+    return function
 
 
 def run_imap(
@@ -141,7 +153,7 @@ def run_imap(
         backend.begin_inline(options)
         return imap_inline(fn, zip(*iterables, strict=False), options)
     source = ArgumentSource(iterables)
-    return _imap_results(backend, fn, backend.pickle_function(fn, options), source, options, buffersize, ordered)
+    return _imap_results(backend, fn, _pickled(backend, fn, options), source, options, buffersize, ordered)
 
 
 def _imap_results(

@@ -31,6 +31,7 @@ from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.placed import content_bytes
 from gearmap.runtime.question import Question
 from gearmap.runtime.run import Place, Run
+from gearmap.runtime.travelling import check_job
 from gearmap.runtime.wording import failure_note
 from gearmap.wire.framing import Payload
 from gearmap.wire.jobheader import BlockKind
@@ -79,6 +80,7 @@ class CallRun:
         # driver will look for more by itself.
         self._groups: list[CallGroup] = []
         self._newest: CallGroup | None = None
+        self._checked: tuple[bytes, Any] | None = None  # the function that is known not to be too large
         self._next = 0
         self._told = False
         self.over = False
@@ -101,10 +103,14 @@ class CallRun:
             If the run is over.
         ServerUnavailable
             If no job server answers.
+        SerializationError
+            If that is more than a job server takes.
         """
         if not self._is_reached:
             self._ask()
         size = len(call) if type(call) is bytes else _size(call)
+        if size > MAX_BLOCK_BYTES:
+            check_job(function[1], call, "the arguments of a call")
         try:
             with self._lock:
                 index = self._next
@@ -210,6 +216,9 @@ class CallRun:
     def _add_group(self, function: tuple[bytes, Any], place: Place) -> CallGroup:
         if self.over:
             raise ClusterBroken("the run is over")
+        if function is not self._checked:
+            check_job(function[1], b"", "the function")
+            self._checked = function
         group = CallGroup(function, place)
         self._groups.append(group)
         self._newest = group  # not before the driver would find it

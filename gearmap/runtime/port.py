@@ -21,6 +21,7 @@ from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.placed import content_bytes
 from gearmap.runtime.run import Place, Run
+from gearmap.runtime.travelling import check_job
 from gearmap.wire.jobheader import BlockKind
 
 __all__ = ["WAIT_STEP", "Mail", "RunPort"]
@@ -95,8 +96,15 @@ class RunPort:
         """Add the pickled arguments of the tasks from `first` on; return their length in bytes.
 
         Tasks that are `done` are not run. If all are, there need be no arguments, and the payload is None.
+
+        Raises
+        ------
+        SerializationError
+            If that is more than a job server takes.
         """
         length = 0 if payload is None else content_bytes(payload)
+        if payload is not None:
+            check_job(self._function[1], payload, f"the arguments of {size} tasks from {first} on")
         block = ev.Block(self._next_block, first, size, self._function[0], length)
         self._next_block += 1
         self._driver.post(lambda: self._add(block, payload, done, ended), self)

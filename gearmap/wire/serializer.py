@@ -52,6 +52,7 @@ __all__ = [
     "loads",
     "missing_module",
     "outside",
+    "pickled_bytes",
     "with_elsewhere",
     "with_prelude",
 ]
@@ -107,6 +108,17 @@ def copied(buffer: Buffer) -> memoryview:
     copy = writable(len(view))
     copy[:] = view
     return copy
+
+
+def pickled_bytes(value: Any) -> int:
+    """Return how long the pickle stream of something is, without its large buffers; 0 if it does not pickle."""
+    counted = _Counted()
+    pickler = _SharingPickler if shared.reducers() else _Pickler
+    try:
+        pickler(counted, PROTOCOL, buffer_callback=_accept).dump(value)
+    except Exception:
+        return 0
+    return counted.n_bytes
 
 
 def outside(buffer: Buffer) -> Any:
@@ -329,6 +341,18 @@ def _callback(buffers: list[Buffer]) -> Callable[[pickle.PickleBuffer], bool]:
         return False
 
     return keep_in_band
+
+
+class _Counted:
+    """A file that only counts."""
+
+    def __init__(self) -> None:
+        self.n_bytes = 0
+
+    def write(self, data: Buffer) -> int:
+        n_bytes = memoryview(data).nbytes
+        self.n_bytes += n_bytes
+        return n_bytes
 
 
 class _Nowhere:

@@ -108,3 +108,14 @@ def test_a_map_with_a_shared_argument_goes_on_elsewhere(far, cluster, table, tmp
         assert run.resume() == [40] * 8
     finally:
         current.leave(cluster)
+
+
+def test_a_map_says_which_variable_travels_with_every_job(far, cluster):
+    table = [str(number) * 10 for number in range(400_000)]
+    for client in (far, cluster):
+        with pytest.warns(RuntimeWarning, match=r"captures 'table' \(list, \d+ MB pickled\)") as said:
+            assert client.map(lambda number: len(table[number]), range(3)) == [10] * 3
+        assert len(said) == 1
+        assert said[0].filename == __file__
+    table = gearmap.share(table)
+    assert far.map(lambda number: len(table[number]), range(3)) == [10] * 3  # and no warning, or pytest would raise
