@@ -51,12 +51,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def remember(run: MapFuture[Any]) -> None:
-    """Make a map the last one; the one before is let go."""
+def remember(run: MapFuture[Any]) -> MapFuture[Any] | None:
+    """Make a map the last one; return the one before, which is let go."""
     with _lock:
-        before = _maps[:]
+        before = _maps[-1] if _maps else None
         _maps[:] = [run]
-    del before  # not under the lock: its results may have finalizers that ask for the last map
+    return before  # it must not go under the lock: its results may have finalizers that ask for the last map
 
 
 def last() -> MapFuture[Any] | None:
@@ -70,4 +70,4 @@ def forget() -> None:
     with _lock:
         before = _maps[:]
         _maps.clear()
-    del before  # as above
+    del before  # not under the lock, as above

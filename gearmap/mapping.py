@@ -80,7 +80,9 @@ def _make_map(
         # Whoever waits needs no display of what is over at once; whoever does not is shown what was begun.
         delay = SHOW_AFTER if waits or again else 0.0
         runner = _runner(_open_backend(backend) if again else backend, future, delay, began)
-        current.remember(future)
+        before = current.remember(future)
+        if isinstance(runner, MapRun):
+            runner.leftover = before
         return runner
 
     return MapFuture(MapRecord(fn, source, options), launch)

@@ -24,6 +24,9 @@ from gearmap.runtime.run import Run
 
 __all__ = ["MapRun"]
 
+# Once so many tasks went out at once, the workers have something to do for a while.
+_MANY_TASKS = 4096
+
 
 class MapRun:
     """The loop of the thread that waits for one run.
@@ -38,6 +41,11 @@ class MapRun:
         What is to be run, and where results go.
     where
         Where it runs, in words.
+
+    Attributes
+    ----------
+    leftover
+        What may go while the tasks run: letting go of a million results takes ten milliseconds.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class MapRun:
         self._began = 0.0
         self._end: ProgressSnapshot | None = None
         self._cancelled = False
+        self.leftover: object = None
 
     def cancel(self) -> None:
         """End the run; may be called by any thread."""
@@ -101,6 +110,7 @@ class MapRun:
             outcome = note = f"failed: {type(error).__name__}"
             raise
         finally:
+            self.leftover = None
             self._port.cancel()
             self._keep(self._port.take(0.0))
             self._notes.elapsed = time.monotonic() - self._began
@@ -180,6 +190,8 @@ class MapRun:
         ended = not self._record.has_more
         if taken:
             self._port.add(first, taken, payload, ended=ended)
+            if taken >= _MANY_TASKS:
+                self.leftover = None
         elif ended:
             self._port.end_input()
 
