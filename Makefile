@@ -70,7 +70,7 @@ $(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	$(PIP) install --editable '.[test,browser-test,notebooks]'
+	$(PIP) install --editable '.[test,test-frames,browser-test,notebooks]'
 	for each in $(KERNELS); do \
 		$(PIP) install --upgrade --no-deps --target $(VENV)/kernels/$$each ipykernel==$$each || exit 1; done
 	@touch $@ $(VENV)/.installed
