@@ -14,7 +14,7 @@ import sys
 import weakref
 from typing import Any
 
-__all__ = ["LARGE_BYTES", "Areas", "writable"]
+__all__ = ["LARGE_BYTES", "Areas", "keep_what_is_freed", "writable"]
 
 # From here on a mapping of its own. Raised: more zeroing and page faults; lowered: more system calls.
 LARGE_BYTES = 1024 * 1024
@@ -109,6 +109,18 @@ def writable(n_bytes: int) -> memoryview:
     if n_bytes < LARGE_BYTES:
         return memoryview(bytearray(n_bytes))
     return _areas.lend(n_bytes)
+
+
+def keep_what_is_freed() -> None:
+    """Have the C library keep about 4 MB of what this process frees, for the next buffers.
+
+    As it starts, glibc gives memory back at every 128 KiB: then each message of 100 kB finds fresh pages, which cost
+    more than all that is done with them. It learns from what is freed: once that was more than we allocate below
+    `LARGE_BYTES`, it no longer does so. Other libraries do as they like.
+
+    For processes of our own; a user's process is not ours to tune.
+    """
+    bytes(2 * LARGE_BYTES)  # nothing is written to it, so that is address space only
 
 
 def _map(n_bytes: int) -> mmap.mmap:

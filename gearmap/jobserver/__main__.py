@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from gearmap.jobserver.records import ServerOptions
 from gearmap.jobserver.shell import serve
 from gearmap.jobserver.sockets import listen, raise_file_limit
+from gearmap.memory import keep_what_is_freed
 
 __all__ = ["main"]
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Without a file the log goes to standard error.
     logging.basicConfig(filename=args.log, level=level, format="%(asctime)s %(levelname)s %(message)s")
     raise_file_limit()
+    keep_what_is_freed()
     try:
         listener = listen(args.host, args.port)
     except OSError as error:

@@ -23,7 +23,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gearmap.memory import LARGE_BYTES, writable
+from gearmap.memory import LARGE_BYTES, keep_what_is_freed, writable
 
 __all__ = [
     "COMMIT",
@@ -182,6 +182,7 @@ def _serve(pipe: socket.socket, memory: Any, outlets: Any) -> None:
     if settings.cwd is not None:
         os.chdir(settings.cwd)
         sys.path.append(settings.cwd)  # last: modules there are found, and hide none of Python's own
+    keep_what_is_freed()
     try:
         pipe.sendall(FRAME.pack(READY, 0))
         from gearmap.runtime.childrun import Runner

@@ -10,6 +10,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from gearmap.memory import keep_what_is_freed
 from gearmap.runtime.child import ChildSettings
 from gearmap.runtime.cpus import blas_defaults
 
@@ -99,6 +100,7 @@ def run_node(line: bytes, source: int) -> int:
     if lifeline is None:
         os.close(source)
     get_ready(config.get("workers_here") or config["workers"])
+    keep_what_is_freed()
 
     from gearmap.config import Patience
     from gearmap.runtime.memory_use import default_cache_bytes
