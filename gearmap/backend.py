@@ -187,7 +187,7 @@ class Backend:
             self._check_usable()
             if self._driver is None or not self._driver.is_alive:
                 self._start()
-                landing = None if self.arguments is None else Landing()
+                landing = Landing() if can_share() else None
                 driver = Driver(self._addresses, health=self._problem, patience=self.patience, landing=landing)
                 driver.start()
                 self._driver = driver

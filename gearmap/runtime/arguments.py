@@ -171,7 +171,7 @@ def pickle_block(
             for number, argument in enumerate(source.arguments(value, task)):
                 dumps(argument, name=f"argument {number} of task {first + task}")
         raise
-    return payload if store is None or len(payload) == 1 else store.place(payload, snapshot=False)
+    return payload if store is None else store.place(payload, snapshot=False)
 
 
 def _name_block(first: int, size: int) -> str:

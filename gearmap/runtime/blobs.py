@@ -100,10 +100,9 @@ class BlobPayload(PlacedPayload):
         Whose they are.
     """
 
-    def __init__(self, payload: Iterable[Buffer], store: object, stream: Buffer, parts: _Parts) -> None:
+    def __init__(self, payload: Iterable[Buffer], store: object, parts: _Parts) -> None:
         super().__init__(payload)
         self.store = store
-        self._stream = stream
         self._parts = parts
 
     @property
@@ -113,8 +112,7 @@ class BlobPayload(PlacedPayload):
 
     def inline(self) -> list[Buffer]:
         """Return a payload that loads to the same on any machine."""
-        parts = [map_sealed(part.descriptor, part.n_bytes) if isinstance(part, _Blob) else part for part in self._parts]
-        return [self._stream, *parts]
+        return [map_sealed(part.descriptor, part.n_bytes) if isinstance(part, _Blob) else part for part in self._parts]
 
 
 class BlobStore:
@@ -136,11 +134,11 @@ class BlobStore:
 
         Its large buffers are shared, the others copied.
         """
-        parts: list[Buffer | _Blob] = []
+        parts: list[Buffer | _Blob] = [payload[0]]
         for buffer in payload[1:]:
             blob = self._share(flat_view(buffer))
             parts.append(copied(buffer) if blob is None else blob)
-        return _with_blobs(self, payload[0], parts)
+        return _with_blobs(self, parts)
 
     def _share(self, view: memoryview) -> _Blob | None:
         """Return the blob that holds what the view holds now; None if it is small, or there is no room for more."""
@@ -204,15 +202,17 @@ class ArgumentStore:
         return len(self._blobs)
 
     def place(self, payload: Payload, *, snapshot: bool = True) -> Payload:
-        """Return a payload that loads to the same on this machine, its large buffers shared.
+        """Return a payload that loads to the same on this machine, its large buffers shared, a large stream too.
 
         The others are copied for a `snapshot`, else left as they are.
         """
-        parts: list[Buffer | _Blob] = []
+        if len(payload) == 1 and len(payload[0]) < BLOB_BYTES:
+            return payload
+        parts: list[Buffer | _Blob] = [self._share(flat_view(payload[0])) or payload[0]]
         for buffer in payload[1:]:
             blob = self._share(flat_view(buffer))
             parts.append(blob or (copied(buffer) if snapshot else buffer))
-        return _with_blobs(self, payload[0], parts)
+        return _with_blobs(self, parts)
 
     def _share(self, view: memoryview) -> _Blob | None:
         """Return a blob that holds what the view holds now; None if it is small, or there is no room for more."""
@@ -240,11 +240,11 @@ class ArgumentStore:
         return blob
 
 
-def _with_blobs(store: object, stream: Buffer, parts: _Parts) -> list[Buffer]:
+def _with_blobs(store: object, parts: _Parts) -> list[Buffer]:
     if not any(isinstance(part, _Blob) for part in parts):
-        return [stream, *map(_inline, parts)]
+        return [*map(_inline, parts)]
     named = [Elsewhere(open_blob, part.address) if isinstance(part, _Blob) else part for part in parts]
-    return BlobPayload(with_elsewhere(stream, named), store, stream, parts)
+    return BlobPayload(with_elsewhere(named[0], named[1:]), store, parts)
 
 
 def _inline(part: Buffer | _Blob) -> Buffer:

@@ -36,7 +36,7 @@ class Handover:
     Parameters
     ----------
     landing
-        Where the client takes memory, or nothing if it takes none.
+        Where the client takes memory, if it is on this machine; nothing if it takes none.
     session_id
         The run that it is for.
     """
@@ -48,7 +48,8 @@ class Handover:
 
     def ship(self, payload: Payload) -> Payload:
         """Hand the large buffers of a payload over, as far as that works; return what is left to be sent."""
-        if not self._landing:
+        # A client of another user would not take it; one on another machine is not found.
+        if not self._landing or not self._landing.startswith(f"{os.geteuid()}-"):
             return payload
         views = [flat_view(buffer) for buffer in payload]
         large = [at for at, view in enumerate(views) if len(view) >= SHARED_BYTES][:MAX_HANDED_OVER]
@@ -58,6 +59,7 @@ class Handover:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
                 line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_PATIENCE_SECONDS))
+                line.connect(landing_address(self._landing))  # before anything is copied
                 for at in large:
                     landed[at] = self._hand_over(line, views[at])
         except OSError:
@@ -70,7 +72,7 @@ class Handover:
         descriptor = make_sealed(view)
         try:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))
-            line.sendmsg([self._session_id + name], [rights], 0, landing_address(self._landing))
+            line.sendmsg([self._session_id + name], [rights])
         finally:
             os.close(descriptor)
         return Landed(name, len(view))

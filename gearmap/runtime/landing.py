@@ -55,13 +55,13 @@ class Landing:
     Attributes
     ----------
     name
-        What children are told; nothing once no more is taken.
+        What children are told, the user first; nothing once no more is taken.
     """
 
     wants_write = False
 
     def __init__(self) -> None:
-        self.name = secrets.token_hex(16)
+        self.name = f"{os.geteuid()}-{secrets.token_hex(16)}"
         self._socket: socket.socket | None = None
         self._report: Callable[[Any], object] = lambda landing: None
         self._is_full = False

@@ -27,7 +27,7 @@ from typing import Any
 import cloudpickle
 
 from gearmap.errors import SerializationError
-from gearmap.memory import writable
+from gearmap.memory import LARGE_BYTES, writable
 from gearmap.wire import explain, shared
 from gearmap.wire.framing import Buffer, Payload, flat_view
 from gearmap.wire.functions import (
@@ -165,8 +165,7 @@ def dump_snapshot(value: Any, *, name: str, place: Callable[[Payload], Payload] 
     """
     if place is None:
         return dumps(value, name=name, snapshot=True)
-    payload = dumps(value, name=name)
-    return payload if len(payload) == 1 else place(payload)
+    return place(dumps(value, name=name))
 
 
 def dump_call(
@@ -185,7 +184,10 @@ def dump_call(
         Like `dumps`.
     """
     if not kwargs and _PLAIN.issuperset(map(type, args)):
-        return pickle.dumps((args, kwargs), PROTOCOL)
+        plain = pickle.dumps((args, kwargs), PROTOCOL)
+        if place is None or len(plain) < LARGE_BYTES:
+            return plain
+        return place([plain])
     payload = dump_snapshot((args, kwargs), name="the arguments", place=place)
     stream = payload[0]
     # Of a payload that was placed, what it keeps is needed, too.
@@ -239,8 +241,8 @@ def with_prelude(payload: Payload, call: Callable[..., object], *args: Any) -> l
     return [prelude + bytes(payload[0]), *payload[1:]]
 
 
-def with_elsewhere(stream: Buffer, buffers: Sequence[Buffer | Elsewhere]) -> list[Buffer]:
-    """Return a payload that loads to what `[stream, *buffers]` would, if the buffers elsewhere were in their places.
+def with_elsewhere(stream: Buffer | Elsewhere, buffers: Sequence[Buffer | Elsewhere]) -> list[Buffer]:
+    """Return a payload that loads to what `[stream, *buffers]` would, if what is elsewhere were in its place.
 
     >>> stream, *_ = dumps(pickle.PickleBuffer(bytes(5000)))
     >>> loads(with_elsewhere(stream, [Elsewhere(bytes, (3,))]))
@@ -248,11 +250,12 @@ def with_elsewhere(stream: Buffer, buffers: Sequence[Buffer | Elsewhere]) -> lis
     """
     inline: list[Buffer] = []
     parts = [part if isinstance(part, Elsewhere) else pickle.PickleBuffer(part) for part in buffers]
-    outer = pickle.dumps(_Call(_load_parts, (bytes(stream), parts)), PROTOCOL, buffer_callback=_callback(inline))
+    first = stream if isinstance(stream, Elsewhere) else bytes(stream)
+    outer = pickle.dumps(_Call(_load_parts, (first, parts)), PROTOCOL, buffer_callback=_callback(inline))
     return [outer, *inline]
 
 
-def _load_parts(stream: bytes, buffers: list[Any]) -> Any:
+def _load_parts(stream: Buffer, buffers: list[Any]) -> Any:
     return pickle.loads(stream, buffers=buffers)
 
 

@@ -78,6 +78,12 @@ def test_nobody_who_listens_is_no_reason_to_lose_a_result(landing):
     assert Handover(name, SESSION).ship(payload) is payload
 
 
+def test_clients_of_other_users_get_results_as_ever(landing):
+    payload = dumps(array_of(1))
+    _, _, token = landing.name.partition("-")
+    assert Handover(f"{os.geteuid() + 1}-{token}", SESSION).ship(payload) is payload
+
+
 def test_what_a_client_has_no_room_for_is_sent(landing):
     """Nobody takes it in: the queue of the socket is full then, and the child waits for a moment only."""
     sent = []

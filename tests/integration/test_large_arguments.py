@@ -64,6 +64,12 @@ def test_arguments_of_every_kind_of_call_are_shared(cluster):
         assert list(executor.map(is_shared, arrays, chunksize=2)) == [True] * 4
 
 
+def test_large_bytes_and_text_come_whole(cluster):
+    raw, text = bytes(range(256)) * 8192, "\u20ac" * MEGABYTE
+    assert cluster.submit(lambda one, two: (one, two), raw, text).result(60) == (raw, text)
+    assert cluster.map(len, [raw, text]) == [len(raw), len(text)]
+
+
 def test_tasks_get_the_arrays_that_are_theirs(cluster):
     arrays = [array_of(value) for value in range(12)]
     assert cluster.map(first, arrays) == list(range(12))

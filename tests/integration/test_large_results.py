@@ -59,6 +59,15 @@ def test_results_of_every_kind_of_call_are_handed_over(cluster):
     assert mapped() == before
 
 
+def test_nodes_of_this_machine_hand_memory_over_whoever_started_them(kind, start_server, start_node, connect):
+    server = start_server(kind)
+    client = connect(server)
+    start_node(server)
+    before = mapped()
+    results = client.map(array_of, range(4))
+    assert (values(results), mapped() - before) == ([0, 1, 2, 3], 4)
+
+
 def test_the_caller_may_write_to_a_result(cluster):
     result = cluster.submit(array_of, 1).result(60)
     result[:] = 7

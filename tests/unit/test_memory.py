@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+import platform
 import subprocess
 import sys
 from typing import Any
@@ -115,23 +116,18 @@ def test_an_announced_length_costs_no_memory() -> None:
     assert faults * pages < 16 * MIB
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have other C libraries")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep what they like")
 def test_memory_of_messages_that_is_freed_is_there_for_the_next() -> None:
     """Counted in an interpreter of its own: page faults of buffers that come and go."""
     code = (
-        "import resource, sys\n"
+        "import resource\n"
         "from gearmap.memory import keep_what_is_freed\n"
-        "if sys.argv[1] == 'keep': keep_what_is_freed()\n"
+        "keep_what_is_freed()\n"
         "def once(): return [bytearray(200_000) for _ in range(5)]\n"
         "for _ in range(20): once()\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(100): once()\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
-    faults = {}
-    for what in ("keep", "leave"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, what], capture_output=True, text=True, check=True, timeout=60
-        )
-        faults[what] = int(done.stdout)
-    assert faults["keep"] < 2000, faults
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 2000  # without, 16,000

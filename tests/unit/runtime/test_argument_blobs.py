@@ -70,6 +70,25 @@ def test_an_argument_that_does_not_pickle_is_named_with_a_store_too(store):
         pickle_block(source, value, 0, size, store)
 
 
+@pytest.mark.parametrize(
+    "value", [bytes(BLOB_BYTES), "x" * BLOB_BYTES, ["word"] * BLOB_BYTES], ids=["bytes", "str", "list"]
+)
+def test_a_large_stream_does_not_travel(store, value):
+    call = dump_call((value,), {}, store.place)
+    source = ArgumentSource([[value]])
+    taken, size = source.take(0, 1)
+    block = pickle_block(source, taken, 0, size, store)
+    assert max(sum(map(len, call)), sum(map(len, block))) < 4096
+    assert (loads(call), loads(block), loads(block.inline())) == (((value,), {}), ([value],), ([value],))
+
+
+def test_a_large_stream_and_large_arrays_of_one_call_both_stay(store):
+    call = dump_call((bytes(BLOB_BYTES), array_of(3)), {}, store.place)
+    assert sum(map(len, call)) < 4096
+    (raw, array), _ = loads(call)
+    assert (raw, array[-1]) == (bytes(BLOB_BYTES), 3)
+
+
 def test_equal_arrays_are_kept_once_while_they_are_needed(store):
     payloads = [store.place(dumps(array_of(1))) for _ in range(3)]
     assert len(store) == 1
