@@ -1,11 +1,11 @@
 """How many tasks the next chunk takes.
 
 Rule 1: a chunk aims at TARGET_SECONDS of work, so that the cost of a job (about half a millisecond over all processes)
-disappears and a lost chunk costs little.
+disappears and a lost chunk costs little. Of many workers at more, or their client could not keep up with their jobs.
 Rule 2: nothing is believed before it was measured: the first chunk is one task, then sizes grow by a bounded factor.
 Rule 3: at the tail, chunks shrink with what is left, so that the last ones end together (guided self-scheduling:
 Polychronopoulos and Kuck, IEEE Trans. Computers C-36(12), 1987).
-Rule 4: a chunk whose tasks take much longer than those before did gives the rest back after BUDGET_SECONDS.
+Rule 4: a chunk whose tasks take much longer than those before did gives the rest back: see `budget`.
 Rule 5: the user's `chunksize` wins over all of it.
 """
 
@@ -14,18 +14,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-__all__ = ["BUDGET_SECONDS", "TARGET_BYTES", "TARGET_SECONDS", "TaskStatistics", "chunk_size"]
+__all__ = ["TARGET_BYTES", "TARGET_SECONDS", "TaskStatistics", "budget", "chunk_size"]
 
 # Raised: less overhead for each task, but coarser progress and more work lost with a worker. Lowered: the reverse.
 TARGET_SECONDS = 0.15
 
-# What a worker has not begun of a chunk after so long goes back. Raised: fewer jobs where durations vary; lowered: a
-# chunk whose tasks turn out long holds fewer of them up.
-BUDGET_SECONDS = 4 * TARGET_SECONDS
+# What a worker has not begun of a chunk after so many times what it aims at goes back. Raised: fewer jobs where
+# durations vary; lowered: a chunk whose tasks turn out long holds fewer of them up.
+_BUDGET = 4
 
-# At the tail a chunk may shrink to this much work. Lowered: the workers end closer together, at one job's overhead
-# (about 0.5 ms) each. Raised: fewer jobs, and up to this much idle time of the other workers at the end.
-TAIL_SECONDS = 0.01
+# What a job costs its client (0.3 to 0.45 ms were measured), and how much of its time a client should spend on jobs at
+# most. Raised, either of them: fewer and longer chunks for hundreds of workers; lowered: a client that works all the
+# time, and workers that wait for it.
+_JOB_SECONDS = 0.0004
+_CLIENT_SHARE = 0.5
+
+# At the tail a chunk may shrink to this part of what it aims at. Raised: the workers end closer together, at one job's
+# overhead (about 0.5 ms) each. Lowered: fewer jobs, and up to this much idle time of the other workers at the end.
+_TAIL_PARTS = 15
 
 # How many chunks for each worker the remaining tasks are thought to be split in. Raised: a better balance of uneven
 # tasks; lowered: fewer jobs.
@@ -96,10 +102,28 @@ def chunk_size(statistics: TaskStatistics, *, workers: int, remaining: int | Non
     if statistics.seconds is None:
         return 1
     seconds = max(statistics.seconds, 1e-9)
-    size = min(int(TARGET_SECONDS / seconds), GROWTH * max(1, statistics.largest))
+    size = min(int(_target(workers) / seconds), GROWTH * max(1, statistics.largest))
     if remaining is not None:
         share = -(-remaining // (TAIL_SPLITS * max(1, workers)))
-        size = min(size, max(share, int(TAIL_SECONDS / seconds)))
+        size = min(size, max(share, int(_target(workers) / _TAIL_PARTS / seconds)))
     if statistics.payload_bytes > 0:
         size = min(size, int(TARGET_BYTES / statistics.payload_bytes))
     return max(1, size)
+
+
+def budget(workers: int) -> float:
+    """Return after how many seconds of a chunk what was not begun should be given back.
+
+    >>> budget(2)
+    0.6
+    """
+    return _BUDGET * _target(workers)
+
+
+def _target(workers: int) -> float:
+    """Return how many seconds of work a chunk aims at.
+
+    >>> _target(2), _target(1000)
+    (0.15, 0.8)
+    """
+    return max(TARGET_SECONDS, workers * _JOB_SECONDS / _CLIENT_SHARE)

@@ -23,7 +23,7 @@ from gearmap.config import Patience
 from gearmap.core import events as ev
 from gearmap.core.attempts import Attempt
 from gearmap.core.board import CANCELLED, DELAYED, DONE, FAILED, SENT, WAITING, TaskBoard
-from gearmap.core.chunking import BUDGET_SECONDS, TARGET_BYTES, TaskStatistics, chunk_size
+from gearmap.core.chunking import TARGET_BYTES, TaskStatistics, budget, chunk_size
 from gearmap.core.reruns import Reruns
 from gearmap.core.retry import History, RetryPolicy
 from gearmap.core.snapshot import ProgressSnapshot, WorkerView
@@ -460,8 +460,8 @@ class RunEngine:
             self.tally.jobs += 1
             self._attempts[attempt.id] = attempt
             self._in_flight[server] += 1
-            budget = BUDGET_SECONDS if self._chunksize is None and attempt.size > 1 else None
-            out.append(ev.Submit(attempt.id, server, spans, history.avoid, history.attempts, history.exact, budget))
+            limit = budget(self._expected_workers) if self._chunksize is None and attempt.size > 1 else None
+            out.append(ev.Submit(attempt.id, server, spans, history.avoid, history.attempts, history.exact, limit))
 
     def _roomiest_server(self, now: float) -> int | None:
         """Return the server with the fewest jobs of this run, or None if every window is full."""
@@ -500,11 +500,14 @@ class RunEngine:
 
     def _size(self, function: Hashable, remaining: int | None) -> int:
         """Return how many tasks a chunk should take."""
-        workers = self._workers or UNKNOWN_WORKERS
-        if self._max_workers is not None:
-            workers = min(workers, self._max_workers)
+        workers = self._expected_workers
         size = chunk_size(self._stats(function), workers=workers, remaining=remaining, chunksize=self._chunksize)
         return size if self._max_chunksize is None else min(size, self._max_chunksize)
+
+    @property
+    def _expected_workers(self) -> int:
+        workers = self._workers or UNKNOWN_WORKERS
+        return workers if self._max_workers is None else min(workers, self._max_workers)
 
     def _stats(self, function: Hashable) -> TaskStatistics:
         statistics = self._statistics.get(function)

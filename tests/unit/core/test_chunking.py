@@ -13,7 +13,7 @@ from statistics import fmean
 import pytest
 
 from gearmap.core import events as ev
-from gearmap.core.chunking import GROWTH, TARGET_BYTES, TARGET_SECONDS, TaskStatistics, chunk_size
+from gearmap.core.chunking import GROWTH, TARGET_BYTES, TARGET_SECONDS, TaskStatistics, budget, chunk_size
 from gearmap.core.engine import RunEngine
 
 OVERHEAD = 0.0005  # seconds that a job costs beyond its tasks
@@ -39,6 +39,20 @@ def test_the_users_chunksize_wins_over_everything() -> None:
 def test_a_chunk_aims_at_the_target_duration() -> None:
     size = chunk_size(measured(0.001, 1000), workers=2, remaining=None)
     assert size == pytest.approx(TARGET_SECONDS / 0.001, abs=1)
+
+
+def test_chunks_of_many_workers_are_longer_so_that_their_client_keeps_up() -> None:
+    few, many, most = (chunk_size(measured(0.001, 10**6), workers=n, remaining=None) for n in (100, 1000, 5000))
+    assert few == pytest.approx(TARGET_SECONDS / 0.001, abs=1)
+    assert most == pytest.approx(5 * many, abs=5)
+    jobs_a_second = 1000 / (many * 0.001)
+    assert jobs_a_second < 1500
+
+
+def test_a_budget_is_several_times_what_a_chunk_aims_at() -> None:
+    for workers in (1, 100, 1000):
+        aimed = chunk_size(measured(0.001, 10**6), workers=workers, remaining=None) * 0.001
+        assert budget(workers) == pytest.approx(4 * aimed, rel=0.01)
 
 
 def test_a_chunk_grows_by_a_bounded_factor() -> None:
