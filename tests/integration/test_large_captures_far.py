@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+import time
+import warnings
 
 import psutil
 import pytest
@@ -13,6 +15,9 @@ from integration_support import run_script, wait_until
 
 import gearmap
 from gearmap.transport.admin import server_status
+from gearmap.transport.client import ServerSession
+from gearmap.transport.events import JobRequest, WorkFailed
+from gearmap.transport.poller import Poller
 
 numpy = pytest.importorskip("numpy")
 
@@ -158,13 +163,9 @@ def test_a_client_that_is_killed_while_it_gives_leaves_the_workers_free(server, 
 def test_a_client_that_gives_nothing_does_not_hold_the_workers_for_ever(server, start_node, connect, table):
     start_node(server, patience={"blob_timeout": 1.0})
     client = connect(server)
-    fn = lambda number: int(table[number])  # noqa: E731  # the test is about what it captures
-    assert client.map(fn, range(4)) == [0, 1, 2, 3]
-    client._backend._source.close()  # nobody answers; with the next array nothing starts again by itself
-    client._backend._source._begin = lambda: None
-    table[:] = 7
+    client._backend._source._begin = lambda: None  # nobody answers
     with pytest.raises(gearmap.SerializationError, match="could not be fetched from the client"):
-        client.map(fn, range(4))
+        client.map(lambda number: int(table[number]), range(4))
     assert client.map(abs, [-1, -2]) == [1, 2]
 
 
@@ -178,6 +179,45 @@ def test_the_client_takes_the_name_of_its_service_along(server, start_node, conn
     assert services(server) == []
 
 
+def answers_to(server, function, bodies, deadline=30.0):
+    """What a job server says of jobs with these bodies."""
+    session, poller, events = ServerSession((server.host, server.port)), Poller(), []
+    until = time.monotonic() + deadline
+    session.start(time.monotonic())
+    poller.add(session)
+    session.submit([JobRequest(number, function, f"forged-{number}", body) for number, body in enumerate(bodies)])
+    while len(events) < len(bodies) and time.monotonic() < until:
+        poller.dispatch(0.1)
+        events += [event for event in session.take_events() if type(event).__name__.startswith("Work")]
+    poller.remove(session)
+    session.close()
+    poller.close()
+    return events
+
+
+def test_who_has_not_the_key_gets_nothing_and_stops_nobody(server, start_node, connect, table, caplog):
+    start_node(server)
+    client = connect(server)
+    assert client.map(lambda number: int(table[number]), range(4)) == [0, 1, 2, 3]
+    (service,) = services(server)
+    forged = [b"", b"{}", b"\0" * 200, b'{"op": "piece", "blob": "x", "offset": 0, "size": 10}', os.urandom(500)]
+    answers = answers_to(server, service, forged)
+    assert [type(answer) for answer in answers] == [WorkFailed] * len(forged)
+    assert caplog.text.count("a request for a large array was refused") == len(forged)
+    table[:] = 5
+    assert client.map(lambda number: int(table[number]), range(4)) == [5] * 4
+
+
+def test_with_two_job_servers_one_may_go(kind, start_server, start_node, connect):
+    pair = [start_server(kind), start_server(kind)]
+    start_node(*pair)
+    client = connect(*pair)
+    first, second = numpy.ones(2**18), numpy.full(2**18, 2.0)
+    assert client.map(lambda number: float(first[number]), range(40), chunksize=1) == [1.0] * 40
+    pair[0].kill()
+    assert client.map(lambda number: float(second[number]), range(40), chunksize=1) == [2.0] * 40
+
+
 def test_a_forked_process_gives_its_own(server, start_node, connect, table):
     start_node(server)
     client = connect(server)
@@ -186,7 +226,9 @@ def test_a_forked_process_gives_its_own(server, start_node, connect, table):
         return client.map(lambda number: int(table[number + offset]), range(4))
 
     assert run(0) == [0, 1, 2, 3]
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # later Pythons warn of a fork beside threads
+        pid = os.fork()
     if pid == 0:
         try:
             os._exit(0 if run(5) == [5, 6, 7, 8] else 1)

@@ -64,3 +64,7 @@ def clusters() -> None:
         assert_type(cluster, gearmap.LocalCluster)
     with gearmap.connect("head:4730") as client:
         assert_type(client, gearmap.Client)
+
+
+def sharing() -> None:
+    assert_type(gearmap.share({"a": 1}), dict[str, int])
