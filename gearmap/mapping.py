@@ -127,9 +127,9 @@ def _runner(backend: Backend, future: MapFuture[Any], delay: float, began: tuple
 def _pickled(
     backend: Backend, fn: Callable[..., Any], options: RunOptions, began: tuple[str, int] | None = None
 ) -> tuple[bytes, Any]:
-    """Pickle a function; say so if it is large and travels with every job, though it need not."""
+    """Pickle a function; say so if it is large and travels with every job."""
     function = backend.pickle_function(fn, options)
-    notice = heavy_notice(fn, function[1]) if backend.arguments is not None else None
+    notice = heavy_notice(fn, function[1])
     if notice is not None:
         _warn(notice, began)
     return function

@@ -132,9 +132,9 @@ class BlobStore:
     def place(self, payload: Payload) -> Payload:
         """Return a payload that loads to the same on this machine, and changes no more when the user's arrays do.
 
-        Its large buffers are shared, the others copied.
+        Its large buffers are shared, and a large stream; the others are copied.
         """
-        parts: list[Buffer | _Blob] = [payload[0]]
+        parts: list[Buffer | _Blob] = [self._share(flat_view(payload[0])) or payload[0]]
         for buffer in payload[1:]:
             blob = self._share(flat_view(buffer))
             parts.append(copied(buffer) if blob is None else blob)

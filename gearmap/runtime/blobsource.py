@@ -136,7 +136,7 @@ class BlobSource:
     def place(self, payload: Payload) -> Payload:
         """Return a payload that loads to the same on every node, and changes no more when the user's arrays do.
 
-        Its large buffers are given, the others copied.
+        Its large buffers are given, and a large stream; the others are copied.
         """
         return self.placed(payload, self, lambda view: True, copied)
 
@@ -149,18 +149,18 @@ class BlobSource:
     ) -> Payload:
         """Return a payload of which large buffers are given that may be, and the others what `keep` makes of them."""
         blobs: list[GivenBlob] = []
-        here: list[Buffer] = [payload[0]]
+        here: list[Buffer] = []
         parts: list[Buffer | Elsewhere] = []
-        for buffer in payload[1:]:
+        for number, buffer in enumerate(payload):
             view = flat_view(buffer)
             if len(view) < SHARED_BYTES or not may_give(view):
-                here.append(keep(buffer))
+                here.append(keep(buffer) if number else buffer)  # the stream is bytes
                 parts.append(here[-1])
                 continue
             blobs.append(self._give(view))
             here.append(blobs[-1].view)
             parts.append(Elsewhere(open_held, blobs[-1].name))
-        return GivenPayload(with_elsewhere(payload[0], parts), blobs, store, here) if blobs else here
+        return GivenPayload(with_elsewhere(parts[0], parts[1:]), blobs, store, here) if blobs else here
 
     def close(self) -> None:
         """Give nothing any more. May be repeated."""

@@ -56,8 +56,8 @@ def share(obj: T) -> T:
     may stand anywhere in what a function captures or is called with; tasks get an ordinary object, the same one for all
     tasks of a process, so they should not change it. Memory is given back when the object that was returned goes.
 
-    Arrays that a function captures need none of this: they are shared by themselves. It saves reading them again for
-    each `map`, and it is for everything else, which would be pickled anew and travel with each job.
+    What one function captures travels once by itself. This saves pickling and reading it anew for each `map` and each
+    function, and unpickling it for each of them; and it is for what many calls are given.
 
     Examples
     --------

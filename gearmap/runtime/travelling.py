@@ -61,16 +61,12 @@ def heavy_notice(fn: Callable[..., Any], payload: Payload) -> str | None:
     name = getattr(fn, "__qualname__", type(fn).__qualname__).rpartition(".")[2]
     found = _heaviest(fn, total // 2)
     if found is None:
-        return (
-            f"{name} is {shown_bytes(total)} pickled and travels with every job; use gearmap.share() for what is large"
-        )
+        return f"{name} is {shown_bytes(total)} pickled and travels with every job; load what is large where tasks run"
     variable, value, n_bytes = found
     what = f"{type(value).__name__}, {shown_bytes(n_bytes)} pickled"
     if variable == "self":
-        return f"{name} is a method of a large object ({what}): it travels with every job; use gearmap.share() for it"
-    return (
-        f"{name} captures {variable!r} ({what}): it travels with every job; use {variable} = gearmap.share({variable})"
-    )
+        return f"{name} is a method of a large object ({what}): it travels with every job; load it where tasks run"
+    return f"{name} captures {variable!r} ({what}): it travels with every job; load it where tasks run"
 
 
 def _heaviest(fn: Any, least: int) -> tuple[str, Any, int] | None:

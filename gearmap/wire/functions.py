@@ -387,7 +387,9 @@ def names_in(code: types.CodeType) -> tuple[str, ...]:
 
 
 def _total_bytes(payload: Payload) -> int:
-    return sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in payload)
+    """How much memory a payload holds; one that was placed says what it holds elsewhere."""
+    inside = sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in payload)
+    return inside + int(getattr(payload, "shared_bytes", 0))
 
 
 def _rebuild_cached_property(func: Callable[[Any], Any], name: str | None) -> functools.cached_property[Any]:

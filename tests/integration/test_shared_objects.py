@@ -110,12 +110,18 @@ def test_a_map_with_a_shared_argument_goes_on_elsewhere(far, cluster, table, tmp
         current.leave(cluster)
 
 
-def test_a_map_says_which_variable_travels_with_every_job(far, cluster):
-    table = [str(number) * 10 for number in range(400_000)]
+def test_a_large_list_that_a_function_captures_travels_once_too(far, cluster):
+    table = [str(number) * 10 for number in range(400_000)]  # more than what a warning would be worth
     for client in (far, cluster):
-        with pytest.warns(RuntimeWarning, match=r"captures 'table' \(list, \d+ MB pickled\)") as said:
+        for _ in range(2):
             assert client.map(lambda number: len(table[number]), range(3)) == [10] * 3
-        assert len(said) == 1
-        assert said[0].filename == __file__
-    table = gearmap.share(table)
-    assert far.map(lambda number: len(table[number]), range(3)) == [10] * 3  # and no warning, or pytest would raise
+    assert open_blobs(far.node.pid) == 1
+
+
+def test_a_map_of_a_task_says_which_variable_travels_with_every_job(far):
+    def outer(_):
+        table = [str(number) * 10 for number in range(400_000)]
+        return gearmap.map(lambda number: len(table[number]), range(3))
+
+    with pytest.warns(RuntimeWarning, match=r"captures 'table' \(list, \d+ MB pickled\): it travels with every job"):
+        assert far.map(outer, [1]) == [[10] * 3]

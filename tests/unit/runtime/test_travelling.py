@@ -35,9 +35,7 @@ def test_the_variable_that_makes_a_function_large_is_named_with_its_size(table):
         return table[number]
 
     said = notice_of(look)
-    assert said == (
-        "look captures 'table' (list, 1 MB pickled): it travels with every job; use table = gearmap.share(table)"
-    )
+    assert said == "look captures 'table' (list, 1 MB pickled): it travels with every job; load it where tasks run"
 
 
 def test_nothing_is_said_of_what_is_small_or_shared(table):
