@@ -80,7 +80,7 @@ class CallRun:
         # driver will look for more by itself.
         self._groups: list[CallGroup] = []
         self._newest: CallGroup | None = None
-        self._checked: tuple[bytes, Any] | None = None  # the function that is known not to be too large
+        self._checked = b""  # the digest of the function that is known not to be too large
         self._next = 0
         self._told = False
         self.over = False
@@ -216,9 +216,9 @@ class CallRun:
     def _add_group(self, function: tuple[bytes, Any], place: Place) -> CallGroup:
         if self.over:
             raise ClusterBroken("the run is over")
-        if function is not self._checked:
+        if function[0] != self._checked:
             check_job(function[1], b"", "the function")
-            self._checked = function
+            self._checked = function[0]
         group = CallGroup(function, place)
         self._groups.append(group)
         self._newest = group  # not before the driver would find it
