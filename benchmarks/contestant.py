@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import sys
 
-from benchmarks import measures, payload, startup
+from benchmarks import large, measures, payload, startup
 
 MEASURES = {
     "map": measures.map_ints,
     "submits": measures.submits,
     "latency": measures.latency,
     "payload": payload.payload,
+    "large": large.large,
+    "capture": large.capture,
     "lazy": measures.lazy,
     "startup": startup.startup,
     "import": startup.importing,

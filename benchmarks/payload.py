@@ -18,7 +18,7 @@ from benchmarks.bare import BareClient
 from benchmarks.contenders import open_contender
 from benchmarks.tasks import identity
 
-__all__ = ["payload"]
+__all__ = ["payload", "peak", "reset_peak"]
 
 _TRIPS = 5
 
@@ -36,7 +36,7 @@ def _with_contender(name: str, n_bytes: int) -> dict[str, float]:
 
     with open_contender(name) as contender:
         contender.map(identity, [numpy.zeros(10)])
-        baseline = _reset_peak()
+        baseline = reset_peak()
         array = numpy.arange(n_bytes // 8, dtype=numpy.float64)
 
         def trip() -> None:
@@ -45,9 +45,9 @@ def _with_contender(name: str, n_bytes: int) -> dict[str, float]:
             assert result[-1] == array[-1]
 
         first = _time(trip)
-        peak = _peak() - baseline
+        grown = peak() - baseline
         seconds = [_time(trip) for _ in range(_TRIPS)]
-    return _figures(n_bytes, first, seconds) | {"peak_payloads": peak / n_bytes}
+    return _figures(n_bytes, first, seconds) | {"peak_payloads": grown / n_bytes}
 
 
 def _bare(server_kind: str, n_bytes: int) -> dict[str, float]:
@@ -58,7 +58,7 @@ def _bare(server_kind: str, n_bytes: int) -> dict[str, float]:
     try:
         with BareClient(server.port, n_bytes) as client:
             client.trip(bytes(1000))
-            baseline = _reset_peak()
+            baseline = reset_peak()
             data = bytearray(os.urandom(1000) * (n_bytes // 1000))
 
             def trip() -> None:
@@ -67,12 +67,12 @@ def _bare(server_kind: str, n_bytes: int) -> dict[str, float]:
                 assert result[-1000:] == data[-1000:]
 
             first = _time(trip)
-            peak = _peak() - baseline
+            grown = peak() - baseline
             seconds = [_time(trip) for _ in range(_TRIPS)]
     finally:
         server.stop()  # the worker ends with its connection
         worker.wait(10.0)
-    return _figures(n_bytes, first, seconds) | {"peak_payloads": peak / n_bytes}
+    return _figures(n_bytes, first, seconds) | {"peak_payloads": grown / n_bytes}
 
 
 def _figures(n_bytes: int, first: float, seconds: list[float]) -> dict[str, float]:
@@ -85,7 +85,7 @@ def _time(trip: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Forget the peak so far, where the system can; return the bytes in memory now."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -94,7 +94,7 @@ def _reset_peak() -> int:
     return _status_bytes("VmRSS")
 
 
-def _peak() -> int:
+def peak() -> int:
     """Return the most bytes in memory since the reset."""
     return _status_bytes("VmHWM")
 

@@ -72,6 +72,13 @@ class _Loky:
 
     spread = map
 
+    def map_with(self, fn: Callable[..., Any], array: Any, items: Sequence[Any]) -> list[Any]:
+        """Run `fn` over items and an array, which joblib writes to a file that its processes map."""
+        from joblib import delayed
+
+        results: list[Any] = self._parallel(delayed(fn)(array, item) for item in items)
+        return results
+
     def submit(self, fn: Callable[..., Any], *args: Any) -> Any:
         from loky import get_reusable_executor
 

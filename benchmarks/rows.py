@@ -158,6 +158,36 @@ ROWS = (
         },
     ),
     Row(
+        name="large",
+        title="a numpy array of 256 MB as an argument, and as a result",
+        contestants=("executor", "gearmand", "embedded"),
+        peers=("loky", "ipyparallel", "ray"),
+        figures=(
+            Figure(name="there_bytes_per_second", label="there, MB/s", unit=1e6, digits=0),
+            Figure(name="back_bytes_per_second", label="back, MB/s", unit=1e6, digits=0),
+        ),
+        goals=_both(
+            Goal(figure="there_bytes_per_second", against=FASTEST, at_least=1.0),
+            Goal(figure="back_bytes_per_second", against=FASTEST, at_least=1.0),
+        ),
+    ),
+    Row(
+        name="capture",
+        title="200 tasks that need an array of 50 MB",
+        contestants=("gearmand", "embedded"),
+        peers=("loky", "ray"),
+        figures=(
+            Figure(name="first", label="first map, ms", unit=1e-3, digits=0),
+            Figure(name="again", label="others, ms", unit=1e-3, digits=0),
+            Figure(name="peak_arrays", label="client's peak, arrays"),
+        ),
+        goals=_both(
+            Goal(figure="first", against="loky", at_most=1.0),
+            Goal(figure="again", against="loky", at_most=1.0),
+            Goal(figure="peak_arrays", at_most=1.3),
+        ),
+    ),
+    Row(
         name="transport",
         title="tiny jobs through gearmand, transport alone, against gearman3 with only its reading repaired",
         contestants=("gearman3", "gearmap"),

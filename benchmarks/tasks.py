@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-__all__ = ["identity", "increment", "sleep", "spin"]
+__all__ = ["at", "filled", "identity", "increment", "sampled", "sleep", "spin"]
 
 
 def increment(number: int) -> int:
@@ -19,6 +19,23 @@ def increment(number: int) -> int:
 def identity(value: Any) -> Any:
     """There and back."""
     return value
+
+
+def at(array: Any, number: int) -> int:
+    """One number of an array that every task is given."""
+    return int(array[number])
+
+
+def sampled(array: Any) -> float:
+    """One number from each page of an array of 8-byte numbers, added."""
+    return float(array[::512].sum())
+
+
+def filled(n_bytes: int) -> Any:
+    """A new array."""
+    import numpy
+
+    return numpy.ones(n_bytes // 8)
 
 
 def sleep(seconds: float) -> None:
