@@ -87,7 +87,7 @@ class Person:
             header=told,
             body=envelope.frame([*payloads, dumps([values]), (encode_numbers([(0, len(values))]),)]),
         ).to_bytes()
-        head = encode_job(EXECUTION, JOB_KEY, OUTCOME_KEY, CONTEXT, "w/0", 0, 2**40, len(message))
+        head = encode_job(EXECUTION, JOB_KEY, OUTCOME_KEY, CONTEXT, "w/0", 0, 2**40, {}, len(message))
         self.child.send_job(head, message)
 
     def hear(self) -> tuple[DecodedOutcome, Committed]:
@@ -222,7 +222,7 @@ def test_a_child_that_gearmap_itself_breaks_says_so_and_does_not_end_well(person
     person.give(abs, [-1], tenant="t", initializer=(point_stderr_to, (str(tmp_path / "stderr"),)))
     assert person.results() == [1]
 
-    person.child.send_job(encode_job(EXECUTION, JOB_KEY, OUTCOME_KEY, CONTEXT, "w/0", 0, 2**40, 300), b"x" * 300)
+    person.child.send_job(encode_job(EXECUTION, JOB_KEY, OUTCOME_KEY, CONTEXT, "w/0", 0, 2**40, {}, 300), b"x" * 300)
 
     assert person.listen(Ended).detail.startswith(f"exit code {DEFECT_EXIT}")
     said = (tmp_path / "stderr").read_text()
