@@ -7,6 +7,7 @@ Rule 2: a contestant that fails or hangs loses its turn, not the run.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import gearmap
 from benchmarks.peers import PACKAGES, is_installed
 from benchmarks.report import Samples, table
 from benchmarks.rows import ROWS, Row
@@ -33,6 +35,7 @@ _FOLDER = Path(__file__).resolve().parent.parent / "artifacts" / "benchmarks"
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmarks; return 1 if a contestant failed."""
     options = _parse(arguments)
+    _compile()
     rows = [row for row in ROWS if not options.only or row.name in options.only]
     repeats = options.repeats or (1 if options.quick else 3)
     facts = _facts()
@@ -52,6 +55,12 @@ def main(arguments: Sequence[str]) -> int:
         print("\n" + table(row, samples), flush=True)
     print(f"\nwritten to {_write(facts, everything, quick=options.quick)}")
     return 1 if failed else 0
+
+
+def _compile() -> None:
+    """Compile our modules, as an installation does: where Python keeps no bytecode each start would do that again."""
+    for package in (gearmap.__path__[0], str(Path(__file__).parent)):
+        compileall.compile_dir(package, quiet=2)
 
 
 def _contestants(row: Row, options: argparse.Namespace) -> list[str]:

@@ -37,7 +37,6 @@ from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
 from gearmap.keyfile import load_key, load_or_make_key
 from gearmap.runtime import child, task
 from gearmap.runtime.blobs import ArgumentStore, BlobStore, can_share
-from gearmap.runtime.blobsource import BlobSource, GivenArguments
 from gearmap.runtime.callrun import MAX_BLOCK_CALLS, CallRun
 from gearmap.runtime.consumer import Consumer
 from gearmap.runtime.driver import Driver
@@ -109,7 +108,7 @@ class Backend:
         self._lock = threading.RLock()
         self._driver: Driver | None = None
         self.arguments: ArgumentPlacer | None = None
-        self._source: BlobSource | None = None
+        self._close_source: Callable[[], None] = lambda: None
         self._place_buffers = self._buffer_placer()
         self._pickled = _Pickled((), (), self._place_buffers)
         self._pickled_otherwise: dict[tuple[Any, Any], _Pickled] = {}
@@ -169,8 +168,7 @@ class Backend:
             driver, self._driver = self._driver, None
         if driver is not None:
             driver.close()
-        if self._source is not None:
-            self._source.close()
+        self._close_source()
         self._stop()
 
     def ready_driver(self) -> Driver:
@@ -353,9 +351,12 @@ class Backend:
         """
         if self.mode is not ServerMode.SERVERS or not self._secret:
             return None
-        self._source = BlobSource([(each.host, each.port) for each in self._addresses], self._secret, self.patience)
-        self.arguments = GivenArguments(self._source)
-        return self._source.place
+        from gearmap.runtime.blobsource import BlobSource, GivenArguments  # a local cluster starts without
+
+        source = BlobSource([(each.host, each.port) for each in self._addresses], self._secret, self.patience)
+        self._close_source = source.close
+        self.arguments = GivenArguments(source)
+        return source.place
 
     def _check_usable(self) -> None:
         """Raise if this process cannot use it."""

@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gearmap.config import Patience
@@ -36,7 +36,7 @@ from gearmap.errors import GearmapError, WireError
 from gearmap.memory import writable
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.heldblobs import open_held
-from gearmap.runtime.placed import PlacedPayload
+from gearmap.runtime.placed import GivenBlob, GivenPayload
 from gearmap.runtime.sealedmemory import SHARED_BYTES
 from gearmap.transport.admin import drop_function
 from gearmap.transport.events import Address, AssignedJob, JobAssigned
@@ -47,7 +47,7 @@ from gearmap.wire.framing import Buffer, Payload, flat_view
 from gearmap.wire.serializer import Elsewhere, copied, with_elsewhere
 from gearmap.wire.shared import frozen_name, owner_of
 
-__all__ = ["BlobSource", "GivenArguments", "GivenBlob", "GivenPayload", "blobs_of"]
+__all__ = ["BlobSource", "GivenArguments"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,47 +69,6 @@ _ANSWER_SECONDS = 600
 # How a client that leaves takes the name of its function along: requests to each job server, and seconds for each.
 _FORGET_TRIES = 5
 _FORGET_SECONDS = 1.0
-
-
-class GivenBlob:
-    """A buffer that is given."""
-
-    def __init__(self, view: memoryview, digest: str, source: str) -> None:
-        self.view = view
-        self.digest = digest
-        self.source = source
-
-    @property
-    def name(self) -> tuple[str, int]:
-        """What a job's header says of it."""
-        return self.digest, len(self.view)
-
-
-class GivenPayload(PlacedPayload):
-    """A payload, with the blobs that it names.
-
-    `here` is what loads to the same in this process.
-    """
-
-    def __init__(self, payload: Iterable[Buffer], blobs: Sequence[GivenBlob], store: object, here: Payload) -> None:
-        super().__init__(payload)
-        self.blobs = tuple(blobs)
-        self.store = store
-        self._here = here
-
-    @property
-    def shared_bytes(self) -> int:
-        """How much does not travel."""
-        return sum(len(blob.view) for blob in self.blobs)
-
-    def inline(self) -> list[Buffer]:
-        """Return a payload that loads to the same on any machine."""
-        return list(self._here)
-
-
-def blobs_of(payload: Any) -> tuple[GivenBlob, ...]:
-    """Return the blobs that a payload names."""
-    return payload.blobs if type(payload) is GivenPayload else ()
 
 
 class BlobSource:

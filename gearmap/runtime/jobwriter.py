@@ -15,9 +15,9 @@ from typing import Any
 
 from gearmap.core import events as ev
 from gearmap.core.names import Lane
-from gearmap.runtime.blobsource import GivenBlob, blobs_of
 from gearmap.runtime.landing import Landing
 from gearmap.runtime.outcomes import OutcomeReader
+from gearmap.runtime.placed import GivenBlob, blobs_of
 from gearmap.runtime.sentcall import SentCall
 from gearmap.runtime.tenancy import Tenancy
 from gearmap.wire import envelope, seal

@@ -5,11 +5,12 @@ What must not live here: where the rest is (`blobs` on one machine, `blobsource`
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from gearmap.wire.framing import Buffer, Payload
 
-__all__ = ["ArgumentPlacer", "PlacedPayload", "content_bytes", "payload_here"]
+__all__ = ["ArgumentPlacer", "GivenBlob", "GivenPayload", "PlacedPayload", "blobs_of", "content_bytes", "payload_here"]
 
 
 class PlacedPayload(list[Buffer]):
@@ -31,6 +32,47 @@ class PlacedPayload(list[Buffer]):
     def inline(self) -> list[Buffer]:
         """Return a payload that loads to the same on any machine."""
         raise NotImplementedError
+
+
+class GivenBlob:
+    """A buffer that is given."""
+
+    def __init__(self, view: memoryview, digest: str, source: str) -> None:
+        self.view = view
+        self.digest = digest
+        self.source = source
+
+    @property
+    def name(self) -> tuple[str, int]:
+        """What a job's header says of it."""
+        return self.digest, len(self.view)
+
+
+class GivenPayload(PlacedPayload):
+    """A payload, with the blobs that it names.
+
+    `here` is what loads to the same in this process.
+    """
+
+    def __init__(self, payload: Iterable[Buffer], blobs: Sequence[GivenBlob], store: object, here: Payload) -> None:
+        super().__init__(payload)
+        self.blobs = tuple(blobs)
+        self.store = store
+        self._here = here
+
+    @property
+    def shared_bytes(self) -> int:
+        """How much does not travel."""
+        return sum(len(blob.view) for blob in self.blobs)
+
+    def inline(self) -> list[Buffer]:
+        """Return a payload that loads to the same on any machine."""
+        return list(self._here)
+
+
+def blobs_of(payload: Any) -> tuple[GivenBlob, ...]:
+    """Return the blobs that a payload names."""
+    return payload.blobs if type(payload) is GivenPayload else ()
 
 
 class ArgumentPlacer(Protocol):

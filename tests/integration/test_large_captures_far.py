@@ -163,7 +163,7 @@ def test_a_client_that_is_killed_while_it_gives_leaves_the_workers_free(server, 
 def test_a_client_that_gives_nothing_does_not_hold_the_workers_for_ever(server, start_node, connect, table):
     start_node(server, patience={"blob_timeout": 1.0})
     client = connect(server)
-    client._backend._source._begin = lambda: None  # nobody answers
+    client._backend.arguments._source._begin = lambda: None  # nobody answers
     with pytest.raises(gearmap.SerializationError, match="could not be fetched from the client"):
         client.map(lambda number: int(table[number]), range(4))
     assert client.map(abs, [-1, -2]) == [1, 2]

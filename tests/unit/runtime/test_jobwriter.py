@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gearmap.core import events as ev
 from gearmap.core.names import Lane
-from gearmap.runtime.blobsource import GivenBlob, GivenPayload
 from gearmap.runtime.jobwriter import JobWriter, Place
+from gearmap.runtime.placed import GivenBlob, GivenPayload
 from gearmap.wire import seal
 from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader
 
