@@ -150,7 +150,11 @@ class BlobPlan:
         blob = self._blobs.get(name)
         if blob is None or blob.due.pop(offset, None) is None:
             return out
-        blob.heard_at = now
+        # A source answers in turn: while it gives one blob, those that wait for their turn have not stalled.
+        source = _source(name)
+        for other, waiting in self._blobs.items():
+            if not waiting.is_whole and _source(other) == source:
+                waiting.heard_at = now
         self._ask(name, blob, out)
         if blob.is_whole:
             for waiter in sorted(blob.waiters & self._waiting.keys(), key=repr):
@@ -223,3 +227,8 @@ class BlobPlan:
                 return
             surplus -= self._blobs.pop(name).n_bytes
             out.append(Forget(name))
+
+
+def _source(name: BlobName) -> object:
+    """Who gives a blob: the first part of its name; who gives one with a name of another kind gives no other."""
+    return name[0] if isinstance(name, tuple) else name

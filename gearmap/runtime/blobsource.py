@@ -269,6 +269,7 @@ class _Service:
             session_key = self._session_key(prefix.session_id)
             key = seal.job_key(session_key, unique)
             request = json.loads(envelope.open_header(job.data, prefix, key, context))
+            self._keys[prefix.session_id] = session_key  # not before: anybody can name sessions
             piece = self._piece(request)
         except (WireError, ValueError) as error:
             logger.warning("a request for a large array was refused: %s", error, extra={"action": "refuse_blob"})
@@ -298,7 +299,7 @@ class _Service:
     def _session_key(self, session_id: bytes) -> seal.Deriver:
         known = self._keys.get(session_id)
         if known is None:
-            known = self._keys[session_id] = seal.Deriver(seal.session_key(self._secret, session_id))
+            known = seal.Deriver(seal.session_key(self._secret, session_id))
         return known
 
     def _forget_name(self) -> None:

@@ -111,7 +111,7 @@ def _snapshot(obj: Any) -> shared.Snapshot:
 
 
 class _Twin:
-    """What stands for an object that cannot be marked: it is pickled as its snapshot."""
+    """What stands for an object that cannot be marked: our picklers, and no others, take its snapshot."""
 
     _base: type
     _snapshot: shared.Snapshot
@@ -123,13 +123,15 @@ class _Twin:
         return repr(self._original())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # `copy` asks with protocol 4: a copy is an ordinary object.
-        return self._snapshot.reduce() if protocol >= 5 else (self._base, (self._original(),))
+        # To everybody but our picklers: what it is now, as an ordinary object.
+        return self._base, (self._original(),)
 
 
 def _make_twin(base: type) -> Callable[[Any], Any]:
     name = f"Shared{base.__name__.title()}"
-    return type(name, (_Twin, base), {"_base": base, "__module__": __name__, "__doc__": f"A shared {base.__name__}."})
+    made = type(name, (_Twin, base), {"_base": base, "__module__": __name__, "__doc__": f"A shared {base.__name__}."})
+    shared.add_twin(made)
+    return made
 
 
 _TWINS: dict[type, Callable[[Any], Any]] = {

@@ -15,11 +15,22 @@ from typing import Any
 
 from gearmap.wire.framing import Buffer
 
-__all__ = ["Snapshot", "frozen_name", "is_marked", "mark", "owner_of", "reduce_marked", "reducers", "unmark"]
+__all__ = [
+    "Snapshot",
+    "add_twin",
+    "frozen_name",
+    "is_marked",
+    "mark",
+    "owner_of",
+    "reduce_marked",
+    "reducers",
+    "unmark",
+]
 
 Reduced = tuple[Callable[..., Any], tuple[Any, ...]]
 
 _marked: dict[int, tuple[weakref.ref[Any], Snapshot]] = {}
+_twins: dict[type, Callable[[Any], Any]] = {}  # classes whose instances carry their snapshots
 _frozen: dict[int, tuple[weakref.ref[Any], str]] = {}  # by who owns the memory
 
 
@@ -66,19 +77,32 @@ def mark(thing: Any, snapshot: Snapshot) -> None:
     _marked[key] = weakref.ref(thing, forget), snapshot
 
 
+def add_twin(cls: type) -> None:
+    """Have instances of a class pickled as their `_snapshot`."""
+    _twins[cls] = _reduce_twin
+
+
+def _reduce_twin(thing: Any) -> Any:
+    return thing._snapshot.reduce()
+
+
 def unmark(thing: Any) -> None:
     """Have an object pickled as itself again."""
-    if is_marked(thing):
+    if type(thing) not in _twins and is_marked(thing):
         del _marked[id(thing)]
 
 
 def reducers() -> dict[type, Callable[[Any], Any]]:
-    """Return what reduces objects of the types of which some are marked; empty, nearly always."""
-    return {type(reference()): reduce_marked for reference, _ in list(_marked.values())} if _marked else {}
+    """Return what reduces objects of the types of which some are marked; empty until something is shared."""
+    if not _marked:
+        return _twins
+    return {**_twins, **{type(reference()): reduce_marked for reference, _ in list(_marked.values())}}
 
 
 def reduce_marked(thing: Any) -> Any:
     """Reduce an object to its snapshot, if it is marked, else as ever."""
+    if type(thing) in _twins:
+        return _reduce_twin(thing)
     if is_marked(thing):
         return _marked[id(thing)][1].reduce()
     usual = copyreg.dispatch_table.get(type(thing))
@@ -87,6 +111,8 @@ def reduce_marked(thing: Any) -> Any:
 
 def is_marked(thing: Any) -> bool:
     """Whether a snapshot is pickled in the place of an object."""
+    if type(thing) in _twins:
+        return True
     known = _marked.get(id(thing))
     return known is not None and known[0]() is thing
 

@@ -116,6 +116,15 @@ def test_pieces_that_nobody_asked_for_are_no_news():
     assert plan.failed("z", "gone") == []
 
 
+def test_while_a_source_gives_one_blob_those_that_wait_for_their_turn_have_not_stalled():
+    plan = make_plan()
+    plan.want("job", [(("one", "a"), 100), (("one", "b"), 10)], 0.0)
+    before = plan.deadline
+    plan.arrived(("one", "a"), 0, 10.0)
+    assert before is not None
+    assert plan.deadline == before + 10.0
+
+
 def test_what_a_client_gave_goes_with_it_unless_a_job_needs_it():
     plan = make_plan()
     for job, blob in enumerate([("one", "a"), ("one", "b"), ("two", "c")]):

@@ -175,3 +175,12 @@ def test_classes_by_value_and_shared_objects_go_together():
     arrived = loads(dumps(local))
     assert (arrived.thing.value, arrived.table) == ({"a": 1}, {"a": 1})
     assert cloudpickle.loads(cloudpickle.dumps(table)) == {"a": 1}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_other_picklers_take_what_a_shared_list_is_now_and_know_nothing_of_us(protocol: int) -> None:
+    items = share([1, 2])
+    items.append(3)
+    pickled = pickle.dumps(items, protocol)
+    assert pickle.loads(pickled) == [1, 2, 3]
+    assert b"gearmap" not in pickled
