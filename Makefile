@@ -9,8 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# Tests mostly wait for real processes: more at a time than there are cores. TEST_WORKERS= runs them one by one.
-TEST_WORKERS := --numprocesses=4 --dist=loadfile
+# Tests mostly wait for real processes: more at a time than there are cores. TEST_WORKERS= runs them one by one. One that
+# crashes is not replaced: with files as units, pytest-xdist would wait for the new one for ever.
+TEST_WORKERS := --numprocesses=4 --dist=loadfile --max-worker-restart=0
 
 # Tests run notebooks in each of these versions of ipykernel, which differ in what a click does while a cell runs.
 KERNELS := 6.31.0 7.3.0 7.4.0

@@ -22,7 +22,8 @@ from gearmap.errors import ConfigurationError, GearmapError
 
 __all__ = ["main", "run"]
 
-# What a shell reports for a program that Ctrl-C ended.
+# What a shell reports for a program that Ctrl-C ended. (Run as a module, Python ends by the signal itself should it
+# have come while a string was executed, as `dataclasses` does.)
 INTERRUPTED = 130
 
 
@@ -65,6 +66,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigurationError) else 1
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except RuntimeError as error:
+        # Before Python 3.12 that is what Ctrl-C becomes while a class is made, as in modules that are imported late.
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            return INTERRUPTED
+        raise
     except BrokenPipeError:
         # Whoever read our output has left, as `head` does. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
