@@ -107,7 +107,7 @@ def load_shared(name: str, payload: Sequence[Buffer]) -> Any:
 
 def _snapshot(obj: Any) -> shared.Snapshot:
     payload = [copied(part).toreadonly() for part in dumps(obj, name="what is shared")]
-    return shared.Snapshot(secrets.token_hex(16), payload, [outside(part) for part in payload], load_shared)
+    return shared.Snapshot(secrets.token_hex(16), payload, outside, load_shared)
 
 
 class _Twin:

@@ -122,7 +122,11 @@ def pickled_bytes(value: Any) -> int:
 
 
 def outside(buffer: Buffer) -> Any:
-    """Return what is pickled as a buffer beside the stream, and loads as its bytes."""
+    """Return what is pickled as a buffer beside the stream, and loads as its bytes; not to be kept.
+
+    Before Python 3.13 the garbage collector crashes on a view that it frees before what has a buffer of that very view,
+    as this has of a `memoryview`, and a view has that is made from this.
+    """
     return pickle.PickleBuffer(buffer)
 
 
@@ -340,6 +344,9 @@ def _callback(buffers: list[Buffer]) -> Callable[[pickle.PickleBuffer], bool]:
             return True
         if view.nbytes < OUT_OF_BAND_BYTES:
             return True
+        source = view.obj
+        if type(source) is memoryview:  # see `outside`
+            view = flat_view(source) if source.c_contiguous else memoryview(bytearray(view))
         buffers.append(view)
         return False
 

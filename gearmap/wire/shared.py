@@ -44,7 +44,7 @@ class Snapshot:
     payload
         Its pickle, in memory that nobody writes to.
     pickled_as
-        What is pickled for each part of that.
+        Returns what is pickled for a part of that.
     load
         An importable function that gets name and payload, and returns the object.
     """
@@ -53,16 +53,19 @@ class Snapshot:
         self,
         name: str,
         payload: Sequence[memoryview],
-        pickled_as: Sequence[Any],
+        pickled_as: Callable[[memoryview], Any],
         load: Callable[[str, Sequence[Buffer]], Any],
     ) -> None:
-        self._reduced = load, (name, list(pickled_as))
+        self._name = name
+        self._payload = payload
+        self._pickled_as = pickled_as
+        self._load = load
         for number, part in enumerate(payload):
             _note(part, f"{name}-{number}")
 
     def reduce(self) -> Reduced:
         """Return what is pickled in the object's place."""
-        return self._reduced
+        return self._load, (self._name, [self._pickled_as(part) for part in self._payload])
 
 
 def mark(thing: Any, snapshot: Snapshot) -> None:

@@ -184,3 +184,13 @@ def test_other_picklers_take_what_a_shared_list_is_now_and_know_nothing_of_us(pr
     pickled = pickle.dumps(items, protocol)
     assert pickle.loads(pickled) == [1, 2, 3]
     assert b"gearmap" not in pickled
+
+
+@pytest.mark.parametrize("content", [b"x" * SHARED_BYTES, [b"x" * SHARED_BYTES]])
+def test_what_is_shared_may_be_garbage_together_with_its_pickle(content) -> None:
+    thing = share(Thing(content))
+    thing.again, thing.pickle = thing, dumps(thing)
+    alive = weakref.ref(thing)
+    del thing
+    gc.collect()
+    assert alive() is None

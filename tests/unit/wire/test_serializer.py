@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import functools
+import gc
 import io
 import pickle
 import sys
 import types
 import warnings
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -17,7 +19,16 @@ from hypothesis import strategies as st
 
 from gearmap.errors import SerializationError
 from gearmap.wire import serializer
-from gearmap.wire.serializer import OUT_OF_BAND_BYTES, dump_call, dump_function, dumps, loads, missing_module
+from gearmap.wire.serializer import (
+    OUT_OF_BAND_BYTES,
+    Elsewhere,
+    dump_call,
+    dump_function,
+    dumps,
+    loads,
+    missing_module,
+    with_elsewhere,
+)
 
 plain_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -56,6 +67,31 @@ def test_large_contiguous_buffers_travel_beside_the_stream():
     payload = dumps([large, small])
     assert len(payload) == 2
     assert loads(payload) == [bytes(OUT_OF_BAND_BYTES), bytes(10)]
+
+
+def test_payloads_of_views_may_be_garbage():
+    # Before Python 3.13 the garbage collector crashed on views of views, which a `PickleBuffer` of a view makes.
+    views = [memoryview(bytearray(OUT_OF_BAND_BYTES)), memoryview(bytearray(4 * OUT_OF_BAND_BYTES)).cast("i")]
+    for payload in (
+        dumps([pickle.PickleBuffer(view) for view in views]),
+        dumps([pickle.PickleBuffer(view) for view in views], snapshot=True),
+        with_elsewhere(views[0], [views[1], Elsewhere(bytes, (3,))]),
+        with_elsewhere(Elsewhere(bytes, (3,)), views),
+    ):
+        for part in payload:
+            assert type(memoryview(part).obj) is not memoryview
+        cycle: list[Any] = [*views, *payload]
+        cycle.append(cycle)
+        del cycle, payload
+        gc.collect()
+
+
+def test_views_of_any_layout_survive_the_round_trip():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(10_000).reshape(100, 100)
+    for each in (array, array.T):
+        (loaded,) = loads(dumps([pickle.PickleBuffer(memoryview(each))]))
+        assert bytes(loaded) == array.tobytes()
 
 
 def test_arrays_are_not_copied_unless_a_snapshot_is_asked_for():
