@@ -107,6 +107,7 @@ class NotRunKind(Enum):
     TIMED_OUT = "the charged task ran longer than it may"
     AVOIDED = "the header named this worker to be avoided"
     CANNOT_LOAD = "this worker cannot load the function"
+    NO_BLOB = "what the job needs beside itself did not come"
     EXPIRED = "the envelope was too old, or came from the future"
     OVER_BUDGET = "the chunk took long; others may have time for the rest"
     INITIALIZER_FAILED = "the initializer raised, if there is a failure, or ended its process"

@@ -19,6 +19,7 @@ from gearmap.core import events as ev
 from gearmap.core.attempts import Attempt, parted, ranges_of, without
 from gearmap.core.board import DELAYED, FAILED, SENT, WAITING, TaskBoard
 from gearmap.core.retry import (
+    MAX_FETCHES,
     MAX_REFUSALS,
     History,
     RetryPolicy,
@@ -26,6 +27,7 @@ from gearmap.core.retry import (
     after_loss,
     after_refusal,
     decide,
+    fetch_delay,
     retry_delay,
 )
 
@@ -39,6 +41,9 @@ MAX_PARTS = 16
 # Retries of one attempt's tasks that are due within so many seconds travel together. Raised: fewer jobs where many
 # tasks fail; lowered: they start closer to their time.
 GATHER_SECONDS = 0.1
+
+# What its users are told of a task that was refused so often that it fails: how many attempts it had.
+_REFUSED_AFTER = {ev.NotRunKind.CANNOT_LOAD: MAX_REFUSALS, ev.NotRunKind.NO_BLOB: MAX_FETCHES}
 
 _NEVER = float("inf")
 
@@ -171,7 +176,10 @@ class Reruns:
             met = self._with_all_lacking(attempt, worker or "")
         history = after_refusal(met, kind, worker or "", workers=workers)
         if history is not None:
-            self._put_first([_Rerun(rest, history)])
+            if kind is ev.NotRunKind.NO_BLOB:
+                self._put_later(now + fetch_delay(history), _Rerun(rest, history))
+            else:
+                self._put_first([_Rerun(rest, history)])
             return True
         assert report is not None  # nobody is refused for no reason
         return self._refused(rest, report, worker, out)
@@ -215,12 +223,7 @@ class Reruns:
         history = replace(history, failures=history.failures + 1)
         tasks = sorted((due, task) for task, due in attempt.failed.items() if self._board.is_open(task))
         for due, group in _gathered(tasks):
-            ranges = ranges_of(sorted(group))
-            for start, stop in ranges:
-                self._board.move(start, stop, SENT, DELAYED)
-            heappush(self._later, (due, self._numbered, _Rerun(ranges, history)))
-            self._numbered += 1
-            self.again += len(group)
+            self._put_later(due, _Rerun(ranges_of(sorted(group)), history))
         self.wake(now)
 
     def _after_death(
@@ -297,12 +300,13 @@ class Reruns:
         self, rest: list[ev.TaskRange], report: ev.NotRunReport, worker: str | None, out: list[ev.Instruction]
     ) -> bool:
         """Fail tasks that nobody can run with the report's failure; without one, the run cannot go on."""
-        if report.reason is not ev.NotRunKind.CANNOT_LOAD or report.failure is None:
+        attempts = _REFUSED_AFTER.get(report.reason)
+        if attempts is None or report.failure is None:
             out.append(ev.BreakRun(report.reason, report.detail))
             return False
         for start, stop in rest:
             for task in range(start, stop):
-                out.append(ev.FailTask(task, report.failure, MAX_REFUSALS, worker or ""))
+                out.append(ev.FailTask(task, report.failure, attempts, worker or ""))
                 self._fail(task, out)
                 if self._fail_fast:
                     return True  # the run ends with this one; the others are cancelled
@@ -316,6 +320,13 @@ class Reruns:
             for start, stop in rerun.ranges:
                 self._board.move(start, stop, SENT, WAITING)
                 self.again += (stop - start) * is_again
+
+    def _put_later(self, due: float, rerun: _Rerun) -> None:
+        for start, stop in rerun.ranges:
+            self._board.move(start, stop, SENT, DELAYED)
+            self.again += stop - start
+        heappush(self._later, (due, self._numbered, rerun))
+        self._numbered += 1
 
     def _span(self, task: int) -> ev.Span:
         return next(self._board.spans(task, task + 1))

@@ -13,6 +13,7 @@ from gearmap.core.events import NotRunKind
 
 __all__ = [
     "LONGEST_DELAY",
+    "MAX_FETCHES",
     "MAX_REFUSALS",
     "History",
     "RetryPolicy",
@@ -20,6 +21,7 @@ __all__ = [
     "after_loss",
     "after_refusal",
     "decide",
+    "fetch_delay",
     "retry_delay",
 ]
 
@@ -36,6 +38,11 @@ JITTER = 0.25
 # while nobody knows how many workers there are.
 MAX_REFUSALS = 2
 
+# How often a node may fail to fetch what a chunk needs before its tasks fail, and how long (seconds) the chunk waits
+# after the first time; twice as long each time. A node tries for 15 s. Raised: clients that are suspended, or cut off,
+# for longer lose nothing; lowered: what can never be had is known sooner.
+MAX_FETCHES = 5
+_FETCH_DELAY = 1.0
 
 _WORD = 2**64 - 1
 
@@ -127,6 +134,8 @@ class History:
         How often it came back for that reason.
     unready
         How often its worker ended in the initializer.
+    unfetched
+        How often its worker could not fetch what it needs.
     """
 
     avoid: tuple[str, ...] = ()
@@ -134,6 +143,7 @@ class History:
     avoided: int = 0
     expired: int = 0
     unready: int = 0
+    unfetched: int = 0
     failures: int = 0
     losses: int = 0
     exact: bool = False
@@ -174,4 +184,17 @@ def after_refusal(history: History, kind: NotRunKind, worker: str, *, workers: i
         if history.expired + 1 >= MAX_REFUSALS:
             return None
         return replace(history, expired=history.expired + 1)
+    if kind is NotRunKind.NO_BLOB:
+        if history.unfetched + 1 >= MAX_FETCHES:
+            return None
+        return replace(after_loss(history), unfetched=history.unfetched + 1)
     return after_loss(history)
+
+
+def fetch_delay(history: History) -> float:
+    """Return how long a chunk waits whose worker could not fetch what it needs.
+
+    >>> [fetch_delay(History(unfetched=times)) for times in (1, 2, 4)]
+    [1.0, 2.0, 8.0]
+    """
+    return min(LONGEST_DELAY, _FETCH_DELAY * 2.0 ** (history.unfetched - 1))

@@ -27,7 +27,7 @@ __all__ = ["OutcomeReader"]
 _KINDS = {
     NotRunReason.AVOIDED: ev.NotRunKind.AVOIDED,
     NotRunReason.CANNOT_LOAD: ev.NotRunKind.CANNOT_LOAD,
-    NotRunReason.BLOB_UNAVAILABLE: ev.NotRunKind.CANNOT_LOAD,
+    NotRunReason.BLOB_UNAVAILABLE: ev.NotRunKind.NO_BLOB,
     NotRunReason.EXPIRED: ev.NotRunKind.EXPIRED,
     NotRunReason.OVER_BUDGET: ev.NotRunKind.OVER_BUDGET,
     NotRunReason.CHILD_DIED: ev.NotRunKind.DIED,

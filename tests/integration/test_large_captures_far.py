@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -160,7 +161,55 @@ def test_a_client_that_is_killed_while_it_gives_leaves_the_workers_free(server, 
     assert connect(server).map(abs, range(-20, 0)) == list(range(20, 0, -1))
 
 
-def test_a_client_that_gives_nothing_does_not_hold_the_workers_for_ever(server, start_node, connect, table):
+def test_a_client_that_is_suspended_while_it_gives_loses_nothing(server, start_node, key_file):
+    node = start_node(server, patience={"blob_timeout": 1.0})
+    script = run_script(
+        """
+        import sys
+        import numpy
+        import gearmap
+
+        large = numpy.ones(2**24)
+        with gearmap.Client(sys.argv[1], key=sys.argv[2]) as client:
+            print(client.map(lambda number: float(large[number]), range(8)))
+        """,
+        f"{server.host}:{server.port}",
+        str(key_file),
+        stdout=subprocess.PIPE,
+    )
+    try:
+        wait_until(lambda: open_blobs(node.pid) > 0, "the node fetches")
+        script.send_signal(signal.SIGSTOP)
+        wait_until(lambda: open_blobs(node.pid) == 0, "the node gives it up")
+    finally:
+        script.send_signal(signal.SIGCONT)
+    said, _ = script.communicate(timeout=60)
+    assert (said.decode().strip(), script.returncode) == (str([1.0] * 8), 0)
+
+
+def test_a_job_server_that_comes_back_while_a_node_fetches_costs_no_result(kind, start_server, start_node, connect):
+    server = start_server(kind)
+    node = start_node(server)
+    client = connect(server)
+    large = numpy.ones(2**24)
+    done = []
+    thread = threading.Thread(target=lambda: done.extend(client.map(lambda number: large[number], range(8))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        thread.start()
+        try:
+            wait_until(lambda: open_blobs(node.pid) > 0, "it fetches")
+            server.stop()
+            start_server(kind, port=server.port)
+        finally:
+            thread.join(100)
+    assert done == [1.0] * 8
+
+
+def test_a_client_that_gives_nothing_does_not_hold_the_workers_for_ever(
+    server, start_node, connect, table, monkeypatch
+):
+    monkeypatch.setattr("gearmap.core.retry._FETCH_DELAY", 0.1)
     start_node(server, patience={"blob_timeout": 1.0})
     client = connect(server)
     client._backend.arguments._source._begin = lambda: None  # nobody answers

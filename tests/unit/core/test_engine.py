@@ -682,6 +682,25 @@ def test_each_function_is_lacked_by_itself() -> None:
     assert again.avoid == ("b",)
 
 
+def test_what_could_not_be_fetched_is_tried_again_later_and_then_its_tasks_fail() -> None:
+    engine, (job,) = running(2, chunksize=2)
+    report = not_run(ev.NotRunKind.NO_BLOB, failure="nothing came")
+    now = 1.0
+    for delay in (1.0, 2.0, 4.0, 8.0):
+        assert submits(engine.handle(outcome(job.attempt, not_run=report), now)) == []
+        assert engine.deadline is not None
+        assert engine.deadline <= now + delay
+        assert submits(engine.handle(ev.Tick(), now + 0.9 * delay)) == []
+        (job,) = submits(engine.handle(ev.Tick(), now + delay))
+        assert (tasks(job), job.avoid) == ([0, 1], ())
+        now += delay
+    out = engine.handle(outcome(job.attempt, not_run=report), now)
+    assert [(one.task, one.failure) for one in out if isinstance(one, ev.FailTask)] == [
+        (0, "nothing came"),
+        (1, "nothing came"),
+    ]
+
+
 def test_an_initializer_that_raises_breaks_the_run_at_once_and_says_what_it_raised() -> None:
     engine, (job, *_) = running(1, 1)
     report = not_run(ev.NotRunKind.INITIALIZER_FAILED, detail="ValueError: no", failure="the error")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gearmap.core.events import NotRunKind
-from gearmap.core.retry import History, RetryPolicy, Verdict, after_refusal, decide
+from gearmap.core.retry import MAX_FETCHES, History, RetryPolicy, Verdict, after_loss, after_refusal, decide
 
 
 @pytest.mark.parametrize("retries", [0, 1, 5])
@@ -48,6 +48,18 @@ def test_tasks_fail_when_as_many_workers_as_there_are_cannot_load_the_function(
         assert history is not None
         history = after_refusal(history, NotRunKind.CANNOT_LOAD, str(worker), workers=workers)
     assert history is None
+
+
+def test_what_could_not_be_fetched_is_tried_some_times_whoever_tried_and_lost_workers_do_not_count() -> None:
+    history: History | None = History(lacking=("b",))
+    for times in range(1, MAX_FETCHES):
+        assert history is not None
+        history = after_refusal(history, NotRunKind.NO_BLOB, "a", workers=1)
+        assert history == History(avoid=("b",), lacking=("b",), unfetched=times)
+        assert history is not None
+        history = after_loss(history)
+    assert history is not None
+    assert after_refusal(history, NotRunKind.NO_BLOB, "c", workers=None) is None
 
 
 def test_the_avoid_list_is_dropped_when_only_avoided_workers_take_the_chunk() -> None:
