@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from gearmap.config import Patience
 
-__all__ = ["AskPiece", "BlobName", "BlobPlan", "Forget", "Instruction", "Ready", "Unavailable", "Waiter"]
+__all__ = ["MAX_BLOBS", "AskPiece", "BlobName", "BlobPlan", "Forget", "Instruction", "Ready", "Unavailable", "Waiter"]
 
 # Bytes of one answer. Raised: fewer round trips; lowered: the job server holds less, and nodes take turns more often.
 PIECE_BYTES = 1024 * 1024
@@ -26,6 +26,10 @@ PIECE_BYTES = 1024 * 1024
 # Pieces of one blob that are asked for at once. Raised: a long way between the hosts costs less; lowered: the job
 # server holds less (window x piece for each node), and the client serves many nodes more evenly.
 WINDOW = 3
+
+# Blobs that are kept, large or small; each is an open file of the node. Raised: more of them need not be fetched again;
+# lowered: fewer descriptors.
+MAX_BLOBS = 256
 
 BlobName: TypeAlias = tuple[str, str]
 """Who gives it, and its digest."""
@@ -86,19 +90,21 @@ class BlobPlan:
 
     Parameters
     ----------
-    limit_bytes
+    limit_bytes, limit_blobs
         What may be kept. Jobs that need more than that at once get it all the same.
     """
 
     def __init__(
         self,
         limit_bytes: int,
+        limit_blobs: int = MAX_BLOBS,
         *,
         piece_bytes: int = PIECE_BYTES,
         window: int = WINDOW,
         patience: float = Patience().blob_timeout,
     ) -> None:
         self._limit_bytes = limit_bytes
+        self._limit_blobs = limit_blobs
         self._piece_bytes = piece_bytes
         self._window = window
         self._patience = patience
@@ -220,10 +226,10 @@ class BlobPlan:
 
     def _trim(self, out: list[Instruction]) -> None:
         surplus = self.total_bytes - self._limit_bytes
-        if surplus <= 0:
+        if surplus <= 0 and len(self._blobs) <= self._limit_blobs:
             return
         for name in [name for name, blob in self._blobs.items() if not blob.waiters]:
-            if surplus <= 0:
+            if surplus <= 0 and len(self._blobs) <= self._limit_blobs:
                 return
             surplus -= self._blobs.pop(name).n_bytes
             out.append(Forget(name))

@@ -96,7 +96,7 @@ class BlobDesk:
     ) -> None:
         self.deadline = float("inf")
         self.links = _Sessions(secret, watch, unwatch)
-        self._plan = plan.BlobPlan(limit_bytes, patience=patience)
+        self._plan = plan.BlobPlan(limit_bytes, _limit_blobs(), patience=patience)
         self.links.due = self._due
         self._next_look = 0.0
         self._tell = tell
@@ -199,6 +199,16 @@ class BlobDesk:
         if store is not None:
             store.close()
         self.links.forget(name)
+
+
+def _limit_blobs() -> int:
+    """Return how many blobs are kept: each is an open file, and most of those a process may have are for others."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return plan.MAX_BLOBS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return plan.MAX_BLOBS if soft == resource.RLIM_INFINITY else min(plan.MAX_BLOBS, soft // 4)
 
 
 class _Sessions:

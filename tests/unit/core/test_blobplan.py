@@ -116,6 +116,18 @@ def test_pieces_that_nobody_asked_for_are_no_news():
     assert plan.failed("z", "gone") == []
 
 
+def test_of_many_small_blobs_the_least_recently_used_go_too_but_none_that_a_job_needs():
+    plan = make_plan(1000, limit_blobs=2)
+    for number in range(3):
+        out = fetch(plan, plan.want(f"job {number}", [(f"blob {number}", 10)], 0.0))
+        assert out == [Ready(f"job {number}")]
+    assert plan.release("job 1") == [Forget("blob 1")]
+    assert plan.release("job 0") == []
+    assert plan.want("again", [("blob 0", 10)], 0.0) == [Ready("again")]
+    assert fetch(plan, plan.want("job 3", [("blob 3", 10)], 0.0)) == [Ready("job 3")]
+    assert plan.release("job 2") == [Forget("blob 2")]
+
+
 def test_while_a_source_gives_one_blob_those_that_wait_for_their_turn_have_not_stalled():
     plan = make_plan()
     plan.want("job", [(("one", "a"), 100), (("one", "b"), 10)], 0.0)
