@@ -87,7 +87,8 @@ def _shared(obj: Any) -> Any:
         shared.mark(obj, snapshot)
     except TypeError:
         raise ConfigurationError(
-            f"share() cannot mark a {type(obj).__qualname__}; give its class '__weakref__' among its '__slots__'"
+            f"share() cannot mark a {type(obj).__qualname__}, to which Python has no weak references; "
+            "share a list, dict or object that holds it"
         ) from None
     return obj
 
