@@ -35,7 +35,7 @@ _TAIL_PARTS = 15
 
 # How many chunks for each worker the remaining tasks are thought to be split in. Raised: a better balance of uneven
 # tasks; lowered: fewer jobs.
-TAIL_SPLITS = 2
+TAIL_SPLITS = 1
 
 # A chunk grows at most by this factor over the largest one measured. Raised: faster start for tiny tasks; lowered:
 # less harm when the first tasks were shorter than the rest.
@@ -93,7 +93,7 @@ def chunk_size(statistics: TaskStatistics, *, workers: int, remaining: int | Non
     >>> chunk_size(TaskStatistics(seconds=0.01, largest=10), workers=2, remaining=None)
     15
     >>> chunk_size(TaskStatistics(seconds=0.01, largest=10), workers=2, remaining=6)
-    2
+    3
     >>> chunk_size(TaskStatistics(), workers=4, remaining=1000, chunksize=50)
     50
     """
