@@ -21,7 +21,7 @@ SPARE_BLOCKS = 2
 
 # A block's arguments and results together, and its tasks. Raised: less overhead for each task; lowered: less memory,
 # and a slow consumer finds fewer tasks run for nothing when it leaves.
-BLOCK_BYTES = 192 * 1024
+BLOCK_BYTES = 304 * 1024
 BLOCK_TASKS = 2048
 
 # All arguments and results together, where single tasks are so large that this counts. Raised: workers wait less for
