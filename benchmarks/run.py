@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import gearmap
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
                     samples[name].append(figures)
             print(f"{row.name}: turn {turn + 1} of {repeats}", file=sys.stderr, flush=True)
         print("\n" + table(row, samples), flush=True)
-    print(f"\nwritten to {_write(facts, everything, quick=options.quick)}")
+    path = _write(facts, everything, quick=options.quick)
+    print(f"\nwritten to {_shown(path)}{_draw(path)}")
     return 1 if failed else 0
 
 
@@ -124,4 +126,19 @@ def _write(facts: dict[str, str], everything: dict[str, Samples], *, quick: bool
     _FOLDER.mkdir(parents=True, exist_ok=True)
     path = _FOLDER / time.strftime("%Y%m%d-%H%M%S.json")
     path.write_text(json.dumps({"facts": facts, "quick": quick, "rows": everything}, indent=1) + "\n")
+    return path
+
+
+def _draw(path: Path) -> str:
+    """Draw the figures beside their file; return what there is to say of it."""
+    if find_spec("matplotlib") is None:
+        return "; a picture of them needs matplotlib"
+    from benchmarks.plots import main as draw
+
+    picture = path.with_suffix(".svg")
+    draw([str(path), str(picture)])
+    return f", and drawn in {_shown(picture)}"
+
+
+def _shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
