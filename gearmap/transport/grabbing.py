@@ -4,6 +4,9 @@ Law of the file: pure; events in, orders out. While a job is held, a NOOP is rem
 PRE_SLEEP would only bring the next NOOP at once. A server is told PRE_SLEEP once, when it answered NO_JOB; from then on
 it is asked again only after its NOOP, or after `forget_emptiness`. After a job the turn goes on to the
 next server, so that servers that are all full are served alike.
+
+Where jobs come one by one, each GRAB after a job finds nothing. With an only server the worker learns that, and says
+PRE_SLEEP at once: the server wakes it then if there is work after all.
 """
 
 from __future__ import annotations
@@ -44,6 +47,14 @@ _WORTH_ASKING = (_Server.WOKEN, _Server.AWAKE)
 Orders: TypeAlias = list[tuple[Order, int]]
 
 _GRAB_THE_ONLY_ONE = (Order.GRAB, 0)
+_LEAVE_THE_ONLY_ONE = (Order.SLEEP, 0)
+
+# After so many jobs that were the only one the next is taken to be it, too. Raised: workers ask in vain more often;
+# lowered: a queue that fills is believed in later.
+_ALONE_FROM = 4
+
+# So many jobs later it is asked again. Raised: less asking in vain; lowered: fewer jobs cost a NOOP once there is more.
+_ALONE_FOR = 12
 
 
 class GrabPolicy:
@@ -68,6 +79,8 @@ class GrabPolicy:
         self.is_paused = False
         self._servers = [_Server.DOWN] * n_servers
         self._last_asked = n_servers - 1
+        self._alone = 0  # jobs in turn after which there was no other, as far as was asked
+        self._asks_for_another = False  # the GRAB that is under way followed a job
 
     @property
     def is_asleep(self) -> bool:
@@ -93,6 +106,9 @@ class GrabPolicy:
     def no_job(self, server: int) -> Orders:
         self._expect_asked(server)
         self._rest()
+        if self._asks_for_another:
+            self._asks_for_another = False
+            self._alone += 1
         if self.is_paused:
             return []
         self._servers[server] = _Server.ASLEEP
@@ -108,16 +124,30 @@ class GrabPolicy:
         self._expect_asked(server)
         self.phase = Phase.HOLDING
         self.changes += 1
+        if self._asks_for_another:
+            self._asks_for_another = False
+            self._alone = 0
 
     def finished(self) -> Orders:
         """The held job is done with."""
         if len(self._servers) == 1 and not self.is_paused:
             # Nothing to choose. This is on the way of every job.
+            if self._alone >= _ALONE_FROM:
+                return self._sleep_at_once()
             self.phase, self.current = Phase.ASKING, 0
             self.changes += 1
+            self._asks_for_another = True
             return [_GRAB_THE_ONLY_ONE]
         self._rest()
         return self._ask_next()
+
+    def _sleep_at_once(self) -> Orders:
+        self._rest()
+        self._servers[0] = _Server.ASLEEP
+        self._alone += 1
+        if self._alone >= _ALONE_FROM + _ALONE_FOR:
+            self._alone = _ALONE_FROM - 1  # after the next one it is asked
+        return [_LEAVE_THE_ONLY_ONE]
 
     def pause(self) -> None:
         self.is_paused = True
@@ -130,6 +160,8 @@ class GrabPolicy:
         """Ask servers again that had nothing: they may serve a new function, or a NOOP was swallowed."""
         self._servers = [_Server.AWAKE if state is _Server.ASLEEP else state for state in self._servers]
         return self._ask_next()
+
+    # ---------------------------------------------------------------------------------------------------- inside
 
     def _rest(self) -> None:
         self.phase = Phase.IDLE

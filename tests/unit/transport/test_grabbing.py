@@ -28,6 +28,52 @@ def test_with_one_server_the_next_grab_follows_the_completion_without_sleeping()
     assert policy.finished() == [(GRAB, 0)]
 
 
+def serve_alone(policy, times):
+    """Have jobs that come one by one; return what was sent after each."""
+    sent = []
+    for _ in range(times):
+        assert policy.noop(0) == [(GRAB, 0)]
+        policy.assigned(0)
+        orders = policy.finished()
+        if orders == [(GRAB, 0)]:
+            orders += policy.no_job(0)
+        assert policy.phase is Phase.IDLE
+        sent.append([order for order, _ in orders])
+    return sent
+
+
+def test_where_jobs_come_one_by_one_no_other_is_asked_for_but_now_and_then():
+    sent = serve_alone(policy_with(1), 40)
+    asked = [number for number, orders in enumerate(sent) if orders == [GRAB, SLEEP]]
+    assert asked == [0, 1, 2, 3, 16, 29]
+    assert all(orders in ([GRAB, SLEEP], [SLEEP]) for orders in sent)
+
+
+def test_a_queue_that_fills_is_noticed_soon():
+    policy = policy_with(1)
+    serve_alone(policy, 6)
+    with_a_noop = 0
+    for _ in range(100):
+        if policy.phase is Phase.IDLE:
+            assert policy.noop(0) == [(GRAB, 0)]  # PRE_SLEEP brought it: there is more
+            with_a_noop += 1
+        policy.assigned(0)
+        policy.finished()
+    assert with_a_noop <= 12
+    policy.assigned(0)
+    assert policy.finished() == [(GRAB, 0)]
+
+
+def test_a_worker_that_asks_in_vain_without_a_job_in_between_has_learnt_nothing():
+    policy = policy_with(1)
+    for _ in range(20):
+        assert policy.forget_emptiness() == [(GRAB, 0)]
+        assert policy.no_job(0) == [(SLEEP, 0)]
+    assert policy.noop(0) == [(GRAB, 0)]
+    policy.assigned(0)
+    assert policy.finished() == [(GRAB, 0)]
+
+
 def test_no_job_is_followed_by_one_sleep_and_nothing_more():
     policy = GrabPolicy(1)
     policy.came_up(0)
