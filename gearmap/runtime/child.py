@@ -8,7 +8,7 @@ Rule 3: the node sends the next job only after the outcome that ends this one, s
 
 Data flow::
 
-    node --[J: keys, names, sealed job]--> read_job -> open -> unpickle -> run --[C|F|L: sealed outcome]--> node
+    node --[J: keys, names, sealed job]--> read_job -> open -> unpickle -> run --[P|C|F|L: sealed outcome]--> node
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ __all__ = [
     "LOADING",
     "NUDGE",
     "PACKING",
+    "PART",
     "READY",
     "ChildSettings",
     "Job",
@@ -51,6 +52,7 @@ __all__ = [
 
 FRAME = struct.Struct("<cQ")  # kind, length of what follows
 JOB, READY, COMMIT, FINAL = b"J", b"R", b"C", b"F"
+PART = b"P"  # a part of an outcome that comes later: to be forwarded at once
 LAST = b"L"  # like FINAL, and the child must not be given another job
 
 # What the shared index says. Zero and more: the task at this position runs; its time is from then until its result is

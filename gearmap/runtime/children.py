@@ -27,6 +27,7 @@ from gearmap.runtime.child import (
     INITIALIZING,
     LAST,
     NUDGE,
+    PART,
     READY,
     ChildSettings,
     main,
@@ -65,12 +66,14 @@ class Ready:
 class Committed:
     """The child committed an outcome; `last` if it is not to be given another job.
 
-    Results of short tasks that follow each other come as they lay on the shelf, and the node seals them.
+    A `part` of one is to be forwarded at once. Results of short tasks that follow each other come as they lay on the
+    shelf, and the node seals them.
     """
 
     sealed: bytes | memoryview | list[Piece]
     final: bool
     last: bool = False
+    part: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class Child:
         self._filled = 0
         self._report_change: Callable[[Child], object] = _nobody_watches
         self._has_rest = False
+        self._is_held_back = False
         self._peak_bytes = 0
         self._end_detail: str | None = None
         self.unread: list[tuple[str, bytes]] = []
@@ -280,8 +284,17 @@ class Child:
         return -1 if self._pipe is None else self._pipe.fileno()
 
     @property
+    def wants_read(self) -> bool:
+        return not self._is_held_back
+
+    @property
     def wants_write(self) -> bool:
         return bool(self._outgoing)
+
+    def hold_back(self, is_held_back: bool) -> None:
+        """Let the child wait with what it writes, or no longer. Its end is noticed all the same."""
+        self._is_held_back = is_held_back
+        self._report_change(self)
 
     def on_writable(self) -> None:
         """Write what the pipe takes."""
@@ -383,6 +396,8 @@ class Child:
             self._reports.append(Committed(body, kind == FINAL))
         elif kind == LAST:
             self._reports.append(Committed(body, final=True, last=True))
+        elif kind == PART:
+            self._reports.append(Committed(body, final=False, part=True))
         elif kind == READY:
             self._reports.append(Ready())
 

@@ -92,10 +92,9 @@ class Runner:
         header = self._headers.read(opened)
         payloads = envelope.unframe(body)
         numbers = payloads.pop()[0]
-        # With a time limit the index stays at a task: pickling its result is part of its time.
-        index = self._index if header.task_timeout is None else None
         handover = Handover(header.landing, prefix.session_id)
-        committer = Committer(self._pipe, self._shelf, job, prefix.session_id, index, handover)
+        is_timed = header.task_timeout is not None
+        committer = Committer(self._pipe, self._shelf, job, prefix.session_id, self._index, handover, is_timed=is_timed)
         upkeep = self._upkeep
         if not upkeep.is_fit:
             committer.give_back()

@@ -10,6 +10,9 @@ to look: to wake it for each would cost it, and the core that the tasks run on, 
 through the pipe, as it was too large or tells of memory that was handed over, all that follow do, so the order is that
 of shelf, then pipe. Small results lie there pickled and not sealed: sealing takes three times as long as all the rest,
 and what the node seals at once for a whole job, the client opens at once.
+
+The body of a large outcome goes ahead in parts, which the node forwards as they come. While the job server takes no
+more of them the pipe is full, and this process waits.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from math import inf
 from typing import Any
 
 from gearmap.runtime.advice import advice
-from gearmap.runtime.child import COMMIT, FINAL, FRAME, LAST, PACKING, Job
+from gearmap.runtime.child import COMMIT, FINAL, FRAME, LAST, PACKING, PART, Job
 from gearmap.runtime.handover import Handover
 from gearmap.runtime.slate import Shelf
 from gearmap.wire import envelope
+from gearmap.wire.ahead import closing_header, part_header
 from gearmap.wire.framing import Payload
 from gearmap.wire.outcome import (
     NotRun,
@@ -47,6 +51,10 @@ COMMIT_SECONDS = 0.001
 # which has one thread for all workers, seals less.
 _PIECE_BYTES = 1024
 
+# Outcomes with a larger body send it ahead in parts. Raised: fewer messages, but the node and whoever waits behind them
+# hold more at a time; lowered: middling results cost more messages.
+_AHEAD_BYTES = 4 * envelope.PIECE_BYTES
+
 # What tasks printed, held back for an outcome. Raised: fewer outcomes of tasks that print much; lowered: less memory.
 _HELD_BYTES = 262144
 
@@ -68,12 +76,15 @@ class Committer:
         shelf: Shelf,
         job: Job,
         session_id: bytes,
-        index: memoryview | None,
+        index: memoryview,
         handover: Handover,
+        *,
+        is_timed: bool,
     ) -> None:
         self._pipe = pipe
         self._shelf: Shelf | None = shelf
         self._index = index
+        self._is_timed = is_timed
         self._job = job
         self._session_id = session_id
         self._handover = handover
@@ -156,7 +167,8 @@ class Committer:
         self._send(final=True)
 
     def _send(self, *, final: bool, not_run: NotRun | None = None, last: bool = False) -> None:
-        if self._index is not None and self._held and (len(self._held) > 1 or len(self._held[0][1]) > 1):
+        # With a time limit the index stays at a task: pickling its result is part of its time.
+        if not self._is_timed and self._held and (len(self._held) > 1 or len(self._held[0][1]) > 1):
             self._index[0] = PACKING  # if one of these results is the end of this process, nobody knows which
         payload = self._pickled_row() if not_run is None else None
         if final or payload is None or not self._shelve(payload):
@@ -190,11 +202,18 @@ class Committer:
         return self._shelf.put_piece(Piece(first, len(results), self._elapsed, bytes(stream)))
 
     def _seal(self, payload: Payload | None, final: bool, not_run: NotRun | None, last: bool) -> None:
-        job = self._job
         n_shipped = self._handover.count
         header, body = self._encoded(payload, final, not_run)
         if self._handover.count > n_shipped:
             self._shelf = None
+        body_bytes = sum(buffer.nbytes if isinstance(buffer, memoryview) else len(buffer) for buffer in body)
+        if body_bytes > _AHEAD_BYTES:
+            self._send_ahead(body, body_bytes)
+            header, body = closing_header(body_bytes, header), []
+        self._hand_over(self._sealed(header, body), LAST if last else FINAL if final else COMMIT)
+
+    def _sealed(self, header: bytes, body: list[Any]) -> bytes | envelope.SealedMessage:
+        job = self._job
         message = envelope.seal_now(
             kind=envelope.Kind.OUTCOME,
             key=self._sealer,
@@ -206,10 +225,23 @@ class Committer:
             header=header,
             body=body,
         )
-        self._hand_over(message, LAST if last else FINAL if final else COMMIT)
         self._sequence += 1
+        return message
 
-    def _hand_over(self, message: bytes | envelope.SealedMessage, kind: bytes) -> None:
+    def _send_ahead(self, body: list[Any], body_bytes: int) -> None:
+        """Write a body in parts. How long that takes is the network's doing, so no task's time runs meanwhile."""
+        self._index[0] = PACKING
+        self._shelf = None
+        scratch = memoryview(bytearray(min(body_bytes, envelope.SEALED_PIECE_BYTES)))
+        offset = 0
+        for part in envelope.pieces_of(body):
+            message = self._sealed(part_header(body_bytes, offset), [part])
+            self._hand_over(message, PART, scratch)
+            offset += len(part)
+
+    def _hand_over(
+        self, message: bytes | envelope.SealedMessage, kind: bytes, scratch: memoryview | None = None
+    ) -> None:
         if kind == COMMIT and self._shelf is not None:
             if isinstance(message, bytes) and self._shelf.put(message):
                 return
@@ -219,7 +251,7 @@ class Committer:
             self._pipe.sendall(head + message)
         else:
             self._pipe.sendall(head)
-            message.write_to(self._pipe.sendall)
+            message.write_to(self._pipe.sendall, scratch)
 
     def _encoded(self, payload: Payload | None, final: bool, not_run: NotRun | None) -> tuple[bytes, list[Any]]:
         held = self._held

@@ -13,11 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gearmap.core import node_events as ne
+from gearmap.runtime.children import Child
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.work import Work
 from gearmap.transport.worker import WorkerLinks
 
 __all__ = ["Crew", "Worker"]
+
+# What a worker holds of a large outcome that is on its way. Raised: the network runs dry less easily while the node is
+# busy; lowered: less memory for each worker.
+MOST_WAITING_BYTES = 8 * 2**20
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +35,8 @@ class Worker:
         Its place in the crew.
     number
         Its number among the workers of its level.
+    held_back
+        The child that is not read, as the job server has not taken yet what was read of it.
     """
 
     index: int
@@ -42,6 +49,21 @@ class Worker:
     deadline: float = float("inf")
     is_leaving: bool = False
     is_closed: bool = False
+    held_back: Child | None = None
+
+    def send_part(self, work: Work, child: Child) -> None:
+        """Forward a part of a large outcome; the child is not read on while too much waits to be sent."""
+        self.links.send_data(work.job, work.take_committed())
+        if self.held_back is None and self.links.backlog_bytes > MOST_WAITING_BYTES:
+            self.held_back = child
+            child.hold_back(True)
+
+    def let_go(self) -> None:
+        """Read its child again, once enough of what was read has gone."""
+        child = self.held_back
+        if child is not None and self.links.backlog_bytes <= MOST_WAITING_BYTES // 2:
+            self.held_back = None
+            child.hold_back(False)
 
 
 class Crew:

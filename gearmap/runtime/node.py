@@ -22,7 +22,7 @@ from typing import Any
 from gearmap.core import node_events as ne
 from gearmap.core.names import control_name
 from gearmap.core.node_engine import NodeEngine
-from gearmap.errors import SerializationError, WireError
+from gearmap.errors import WireError
 from gearmap.runtime.blobdesk import BlobDesk
 from gearmap.runtime.childpool import ChildPool
 from gearmap.runtime.children import Child, Committed, Ended, Ready
@@ -33,6 +33,7 @@ from gearmap.runtime.nodeoutput import keep_last_words, take_live, take_progress
 from gearmap.runtime.nodeportrait import describe_job, describe_node, describe_worker
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.privatelanes import PrivateLanes
+from gearmap.runtime.refusal import refusal
 from gearmap.runtime.work import JobOpener, Work
 from gearmap.transport.events import (
     AssignedJob,
@@ -44,7 +45,7 @@ from gearmap.transport.events import (
 )
 from gearmap.transport.poller import Poller, Waker
 from gearmap.transport.worker import WorkerLinks
-from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, Printed, TaskFailure, describe_exception
+from gearmap.wire.outcome import Outcome, Printed
 
 __all__ = ["Node"]
 
@@ -52,18 +53,6 @@ logger = logging.getLogger(__name__)
 
 # How long the last answers may take to reach the job servers when a node leaves.
 FLUSH_SECONDS = 3.0
-
-_REASONS = {
-    ne.NodeReason.AVOIDED: NotRunReason.AVOIDED,
-    ne.NodeReason.EXPIRED: NotRunReason.EXPIRED,
-    ne.NodeReason.DRAINING: NotRunReason.DRAINING,
-    ne.NodeReason.STOPPED: NotRunReason.STOPPED,
-    ne.NodeReason.CHILD_DIED: NotRunReason.CHILD_DIED,
-    ne.NodeReason.DIED_LOADING: NotRunReason.DIED_LOADING,
-    ne.NodeReason.TIMED_OUT: NotRunReason.TIMED_OUT,
-    ne.NodeReason.INITIALIZER_FAILED: NotRunReason.INITIALIZER_FAILED,
-    ne.NodeReason.BLOB_UNAVAILABLE: NotRunReason.BLOB_UNAVAILABLE,
-}
 
 _Owner = Worker | Child | ControlDesk | BlobDesk
 
@@ -260,6 +249,8 @@ class Node:
             return
         due = owner.links.deadline
         owner.deadline = float("inf") if due is None else due
+        if isinstance(owner, Worker) and owner.held_back:
+            owner.let_go()
         if owner.deadline < self._links_due:
             self._links_due = owner.deadline
 
@@ -357,9 +348,13 @@ class Node:
     def _on_committed(self, child: Child, report: Committed) -> None:
         index = self._engine.worker_of(child.number)
         work = None if index is None else self._workers[index].work
-        if work is None:
+        if index is None or work is None:
             return  # the job went away while the child worked on
         work.commit(report.sealed)
+        if report.part:
+            self._workers[index].send_part(work, child)
+            self._touched.add(self._workers[index])
+            return
         number = child.number
         self._do(ne.OutcomeFinal(number, report.last) if report.final else ne.OutcomeCommitted(number))
 
@@ -454,28 +449,7 @@ class Node:
         if work is None:
             return
         self._part_with_work(worker)
-        reason = _REASONS[answer.reason]
-        detail = answer.detail
-        if reason is NotRunReason.EXPIRED:
-            detail = f"the clock of {worker.name} says {time.time():.0f}, the job was good until {work.prefix.expiry}"
-        not_run = NotRun(reason=reason, detail=detail)
-        failures: tuple[TaskFailure, ...] = ()
-        if reason is NotRunReason.BLOB_UNAVAILABLE:
-            failures = (describe_exception(SerializationError(detail), 0),)
-        charged = answer.charged
-        printed = work.take_heard()
-        if charged is not None:
-            printed += tuple(Printed(charged, name, *kept) for name, kept in work.last_words)
-        outcome = Outcome(
-            not_run=not_run,
-            failures=failures,
-            final=True,
-            worker=worker.name,
-            beat=charged,
-            printed=printed,
-            elapsed=answer.seconds,
-        )
-        work.commit_own(outcome)
+        work.commit_own(refusal(answer, work, worker.name))
         worker.links.complete(work.job, work.take_committed())
         self._touched.add(worker)
         self._tell(worker, work, f"not run ({answer.reason.value}{': ' if answer.detail else ''}{answer.detail})")

@@ -16,6 +16,7 @@ from gearmap.errors import EnvelopeError
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.landing import Landing
 from gearmap.wire import envelope, seal
+from gearmap.wire.ahead import Ahead, is_part
 from gearmap.wire.framing import Payload
 from gearmap.wire.landed import LANDED_MARK
 from gearmap.wire.outcome import DecodedOutcome, NotRunReason, decode_outcome, decode_results
@@ -45,11 +46,12 @@ Opened = list[tuple["ev.OutcomeArrived | ev.Beat", list[ResultBatch]]]
 
 
 class _Writer:
-    __slots__ = ("next_sequence", "sealer")
+    __slots__ = ("ahead", "next_sequence", "sealer")
 
     def __init__(self, sealer: seal.Sealer) -> None:
         self.sealer = sealer
         self.next_sequence = 0
+        self.ahead: Ahead | None = None  # the body of the outcome that comes next
 
 
 class OutcomeReader:
@@ -124,7 +126,9 @@ class OutcomeReader:
         opened = []
         while True:
             prefix = envelope.parse_prefix(rest)
-            opened.append(self._read_message(attempt, prefix, rest))
+            told = self._read_message(attempt, prefix, rest)
+            if told is not None:
+                opened.append(told)
             if prefix.total_bytes == len(rest):
                 return opened if len(opened) == 1 else _joined(opened)
             rest = rest[prefix.total_bytes :]
@@ -151,15 +155,23 @@ class OutcomeReader:
 
     def _read_message(
         self, attempt: int, prefix: envelope.Prefix, message: memoryview
-    ) -> tuple[ev.OutcomeArrived | ev.Beat, list[ResultBatch]]:
-        """Read the message that `message` starts with."""
+    ) -> tuple[ev.OutcomeArrived | ev.Beat, list[ResultBatch]] | None:
+        """Read the message that `message` starts with; a part of an outcome that comes later tells nothing yet."""
         if prefix.session_id != self._session_id:
             raise EnvelopeError("an outcome of another session")
         writer = self._writer(prefix)
         if prefix.sequence != writer.next_sequence:
             raise EnvelopeError(f"outcome {prefix.sequence} of an execution came, {writer.next_sequence} was next")
+        if prefix.kind is envelope.Kind.OUTCOME and (writer.ahead or prefix.body_bytes == envelope.SEALED_PIECE_BYTES):
+            header = envelope.open_header(message, prefix, writer.sealer, self._context)
+            if is_part(header):
+                self._read_part(writer, header, prefix, message)
+                return None
         header, body = envelope.open_message(message, prefix, writer.sealer, self._context)
         writer.next_sequence += 1
+        if writer.ahead is not None and prefix.kind is envelope.Kind.OUTCOME:
+            ahead, writer.ahead = writer.ahead, None
+            header, body = ahead.close(header)
         results = decode_results(header, body) if prefix.kind is envelope.Kind.OUTCOME else None
         if results is not None:
             first, stop, elapsed, count, final, worker, payload = results
@@ -194,6 +206,18 @@ class OutcomeReader:
         shown = self._take_shown(prefix.execution_id, heard, outcome.printed)
         outcome = replace(outcome, printed=(*heard, *outcome.printed))
         return _event(attempt, prefix.execution_id, replace(decoded, outcome=outcome), shown)
+
+    def _read_part(self, writer: _Writer, header: bytes, prefix: envelope.Prefix, message: memoryview) -> None:
+        """Open a part of the body of an outcome where it belongs."""
+        ahead = writer.ahead
+        if ahead is None:
+            ahead = writer.ahead = Ahead(header)
+
+        def place(n_bytes: int) -> memoryview:
+            return ahead.place(header, n_bytes)
+
+        envelope.open_body_into(message, prefix, writer.sealer, self._context, place)
+        writer.next_sequence += 1
 
     def _whole(self, payload: Payload) -> Payload:
         """Return a payload with the buffers that children have handed over."""

@@ -91,6 +91,11 @@ class ServerLink(Channel):
         return super().deadline
 
     @property
+    def backlog_bytes(self) -> int:
+        """What was handed over to be sent and is not sent yet."""
+        return self._connection.outgoing.n_bytes
+
+    @property
     def grabs_wait(self) -> bool:
         """Whether a GRAB is answered when there is a job, and taken back by PRE_SLEEP."""
         return self.state is ChannelState.READY and self.handler.grabs_wait

@@ -42,6 +42,11 @@ class SendQueue:
     def __bool__(self) -> bool:
         return bool(self._ready or self._waiting)
 
+    @property
+    def n_bytes(self) -> int:
+        """How much waits."""
+        return self._ready_bytes + sum(map(len, self._waiting))
+
     def put(self, head: bytes, body: Body = _NOTHING) -> None:
         """Append a command: its head, then the body."""
         if body is _NOTHING:
@@ -161,6 +166,9 @@ class _Source:
         self._body: Body | None = body
         self._owed = len(body)
         self._iterator: Iterator[Any] | None = None
+
+    def __len__(self) -> int:
+        return self._owed
 
     def next_chunk(self) -> memoryview | None:
         """Return the next non-empty piece, or None after the last."""

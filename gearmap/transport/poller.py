@@ -52,7 +52,9 @@ class _Selector:
 
     @staticmethod
     def _events(mask: int) -> int:
-        return selectors.EVENT_READ | (selectors.EVENT_WRITE if mask & _WRITE else 0)
+        # It refuses to watch for nothing; who wants neither is read, which is slower or fuller and not wrong.
+        wanted = (selectors.EVENT_READ if mask & _READ else 0) | (selectors.EVENT_WRITE if mask & _WRITE else 0)
+        return wanted or selectors.EVENT_READ
 
 
 class Pollable(Protocol):
@@ -60,7 +62,8 @@ class Pollable(Protocol):
 
     A pollable without a file descriptor at the moment answers `fileno() == -1`. One that replaces its file
     descriptor while it is registered counts up an attribute `epoch`: the system gives the lowest free number
-    again, so the number alone does not show that the socket behind it is another.
+    again, so the number alone does not show that the socket behind it is another. One that does not always want to
+    be read has an attribute `wants_read`; `on_readable` is called all the same when the other side has gone.
     """
 
     def fileno(self) -> int: ...
@@ -85,7 +88,7 @@ class _Entry:
 
 
 class Poller:
-    """Waits for pollables; always for reading, for writing only while they want it.
+    """Waits for pollables; for reading unless they do not want it, for writing only while they do.
 
     Notes
     -----
@@ -127,7 +130,9 @@ class Poller:
             return
         fd = pollable.fileno()
         epoch = getattr(pollable, "epoch", 0)
-        events = _READ | _WRITE if pollable.wants_write else _READ
+        events = _READ if getattr(pollable, "wants_read", True) else 0
+        if pollable.wants_write:
+            events |= _WRITE
         if fd == entry.fd and epoch == entry.epoch:
             if fd >= 0 and events != entry.events:
                 self._selector.modify(fd, events)

@@ -191,6 +191,11 @@ class WorkerLinks:
         """The job that is held, or None."""
         return self._held
 
+    @property
+    def backlog_bytes(self) -> int:
+        """What the server that the held job came from has not taken yet."""
+        return 0 if self._held is None else self.links[self._policy.current or 0].backlog_bytes
+
     def complete(self, job: AssignedJob, body: Body) -> bool:
         """Send the outcome and ask for the next job, to the same server in the same send.
 

@@ -27,12 +27,13 @@ from gearmap.wire.layout import (
     parse_prefix,
     split_messages,
 )
-from gearmap.wire.opening import open_arriving, open_body, open_header, open_message
+from gearmap.wire.opening import open_arriving, open_body, open_body_into, open_header, open_message
 from gearmap.wire.seal import ID_BYTES, MAX_SEQUENCE, TAG_BYTES, Sealer
 
 __all__ = [
     "PIECE_BYTES",
     "PREFIX_BYTES",
+    "SEALED_PIECE_BYTES",
     "WIRE_VERSION",
     "ZERO_ID",
     "Buffer",
@@ -44,9 +45,11 @@ __all__ = [
     "make_context",
     "open_arriving",
     "open_body",
+    "open_body_into",
     "open_header",
     "open_message",
     "parse_prefix",
+    "pieces_of",
     "seal_message",
     "seal_now",
     "split_messages",
@@ -86,11 +89,16 @@ class SealedMessage:
         """The whole message; counts as its one iteration."""
         return b"".join(self)
 
-    def write_to(self, send: Callable[[Buffer], object]) -> None:
+    def write_to(self, send: Callable[[Buffer], object], scratch: memoryview | None = None) -> None:
         """Hand the message to `send`, part by part; counts as its one iteration.
 
         `send` must be done with a part when it returns: the next one is made in the same memory, which is then still
         in the processor's cache, and which the system need not clear once more.
+
+        Parameters
+        ----------
+        scratch
+            That memory, `SEALED_PIECE_BYTES` of it, for whoever writes many messages; by default it is made.
         """
         sealer, self._sealer = self._sealer, None
         if sealer is None:
@@ -99,8 +107,9 @@ class SealedMessage:
         body, self._body = self._body, ()
         send(self._start(sealer))
         n_pieces = -(-prefix.body_bytes // SEALED_PIECE_BYTES)
-        scratch = memoryview(bytearray(min(prefix.body_bytes, SEALED_PIECE_BYTES)))
-        for index, piece in enumerate(_pieces(body), 1):
+        if scratch is None:
+            scratch = memoryview(bytearray(min(prefix.body_bytes, SEALED_PIECE_BYTES)))
+        for index, piece in enumerate(pieces_of(body), 1):
             sealed = scratch[: len(piece) + TAG_BYTES]
             sealer.seal_into(
                 piece, sealed, sequence=prefix.sequence, index=index, last=index == n_pieces, associated=associated
@@ -122,7 +131,7 @@ class SealedMessage:
             yield start
             return
         n_pieces = -(-prefix.body_bytes // SEALED_PIECE_BYTES)
-        for index, piece in enumerate(_pieces(body), 1):
+        for index, piece in enumerate(pieces_of(body), 1):
             sealed = sealer.seal(
                 piece, sequence=prefix.sequence, index=index, last=index == n_pieces, associated=associated
             )
@@ -249,7 +258,7 @@ def _sealer(key: bytes | Sealer) -> Sealer:
     return key if isinstance(key, Sealer) else Sealer(key)
 
 
-def _pieces(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+def pieces_of(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
     """The concatenation of `buffers` in pieces of `PIECE_BYTES`; only pieces that span buffers are copied."""
     parts: list[Buffer] = []
     room = PIECE_BYTES

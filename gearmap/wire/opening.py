@@ -16,7 +16,7 @@ from gearmap.wire.framing import Buffer, flat_view
 from gearmap.wire.layout import PIECE_BYTES, PREFIX_BYTES, SEALED_PIECE_BYTES, Prefix
 from gearmap.wire.seal import TAG_BYTES, Sealer
 
-__all__ = ["open_arriving", "open_body", "open_header", "open_message"]
+__all__ = ["open_arriving", "open_body", "open_body_into", "open_header", "open_message"]
 
 # Bodies are compacted to a multiple of this many bytes in memory. It cannot be larger than a tag: the first piece
 # may only move into the room that its own tag leaves.
@@ -142,6 +142,30 @@ def open_body(data: Buffer, prefix: Prefix, key: bytes | Sealer, context: bytes)
     scratch = memoryview(bytearray(PIECE_BYTES)) if in_place else None
     _open_pieces(sealed, plain, scratch, prefix, sealer, associated)
     return plain
+
+
+def open_body_into(
+    data: Buffer, prefix: Prefix, key: bytes | Sealer, context: bytes, place: Callable[[int], memoryview]
+) -> None:
+    """Open the body of the message that `data` starts with where it is to be.
+
+    Parameters
+    ----------
+    place
+        Is told how many bytes the body has, and returns memory of that size which does not overlap `data`.
+
+    Raises
+    ------
+    SealError
+        If any part of it is not what was sealed with `key`; what `place` has returned has any content then.
+    """
+    view = flat_view(data)[: prefix.total_bytes]
+    sealed = view[PREFIX_BYTES + prefix.header_bytes :]
+    if len(sealed) != prefix.body_bytes:
+        raise SealError(f"an envelope does not open: {prefix.total_bytes} bytes expected, got {len(view)}")
+    n_pieces = -(-prefix.body_bytes // SEALED_PIECE_BYTES)
+    into = place(prefix.body_bytes - TAG_BYTES * n_pieces)
+    _open_pieces(sealed, into, None, prefix, _sealer(key), bytes(data[:PREFIX_BYTES]) + context)
 
 
 def _open_pieces(

@@ -136,6 +136,22 @@ def test_a_pollable_that_reports_its_changes_needs_no_update(poller, ends):
     assert end.calls == ["write"]
 
 
+def test_who_does_not_want_to_be_read_is_not_until_the_other_side_goes(poller, ends):
+    end, other = ends()
+    end.wants_read = False
+    poller.add(end)
+    other.send(b"x")
+    assert poller.dispatch(0) == []
+    end.wants_read = True
+    poller.update(end)
+    assert poller.dispatch(1.0) == [end]
+    end.wants_read = False
+    poller.update(end)
+    other.close()
+    assert poller.dispatch(1.0) == [end]
+    assert end.calls == ["read", "read"]
+
+
 def test_a_waker_ends_a_poll_from_another_thread_and_wakes_count_once(poller):
     waker = Waker()
     poller.add(waker)

@@ -208,9 +208,13 @@ def test_memory_that_short_tasks_leave_behind_ends_with_their_process(
         builtins.kept.append(bytearray(b"x") * (30 * MB))
         return os.getpid()
 
-    pids = [client.submit(leak).result(30) for _ in range(20)]
+    pids = set()
+    for _ in range(60):  # how many fit in between two looks is up to what else the machine does
+        pids.add(client.submit(leak).result(30))
+        if len(pids) > 2:
+            break
 
-    assert len(set(pids)) > 2
+    assert len(pids) > 2
 
 
 def test_the_death_of_a_child_is_told_with_its_signal_and_its_memory(kind, one_kind, cluster):

@@ -11,6 +11,7 @@ from gearmap.core import events as ev
 from gearmap.errors import WireError
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.wire import envelope, seal
+from gearmap.wire.ahead import closing_header, part_header
 from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, Printed, describe_exception, encode_outcome
 from gearmap.wire.pieces import Piece, encode_pieces
 from gearmap.wire.printed import Output
@@ -39,6 +40,19 @@ class Writer:
 
     def hands_on(self, *pieces: Piece) -> bytes:
         return self._sealed(*encode_pieces(pieces, worker=self._worker))
+
+    def sends_ahead(self, values: tuple[Any, ...], n_parts: int = 3) -> list[bytes]:
+        """Parts of the body of an outcome with these results, then the outcome; the first of them is of full size."""
+        outcome = Outcome(worker=self._worker, count=len(values), final=True)
+        header, buffers = encode_outcome(outcome, [(0, values)])
+        body = b"".join(buffers)
+        starts = [0, *range(envelope.PIECE_BYTES, len(body), -(-(len(body) - envelope.PIECE_BYTES) // (n_parts - 1)))]
+        stops = [*starts[1:], len(body)]
+        parts = [
+            self._sealed(part_header(len(body), start), [body[start:stop]])
+            for start, stop in zip(starts, stops, strict=True)
+        ]
+        return [*parts, self._sealed(closing_header(len(body), header), [])]
 
     def _sealed(self, header: bytes, body: list[Any]) -> bytes:
         message = envelope.seal_message(
@@ -196,3 +210,63 @@ def test_what_a_node_heard_of_a_task_stands_with_its_outcome_before_what_the_chi
     report = opened[-1][0].not_run
     assert report is not None
     assert report.output == Output("six the end")
+
+
+LARGE = (bytes(range(256)) * (envelope.PIECE_BYTES // 64), "and another")
+
+
+def test_a_body_that_goes_ahead_is_told_of_with_its_outcome() -> None:
+    child, node = Writer(), Writer(is_node=True)
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    parts = child.sends_ahead(LARGE)
+    assert len(parts) == 4
+    packets = [parts[0], node.says(beat=0), parts[1] + parts[2], node.says(beat=0) + parts[3]]
+    told = [reader.read(ATTEMPT, packet) for packet in packets]
+    assert [[type(event) for event, _ in each] for each in told] == [[], [ev.Beat], [], [ev.Beat, ev.OutcomeArrived]]
+    event, (batch,) = told[3][1]
+    assert isinstance(event, ev.OutcomeArrived)
+    assert (event.done, event.final, tuple(batch.values())) == (((0, 2),), True, LARGE)
+
+
+def test_two_executions_may_send_ahead_at_a_time() -> None:
+    first, second = Writer(b"1" * 16).sends_ahead(LARGE), Writer(b"2" * 16).sends_ahead(LARGE[::-1])
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    told = [reader.read(ATTEMPT, packet) for pair in zip(first, second, strict=True) for packet in pair]
+    values = [batch.values() for opened in told for _, batches in opened for batch in batches]
+    assert values == [list(LARGE), list(LARGE[::-1])]
+
+
+@pytest.mark.parametrize("order", [(0, 2), (0, 0), (1,), (0, 1, 3), (3,), (0, 1, 2, 2)])
+def test_parts_that_are_missing_doubled_or_moved_are_refused(order: tuple[int, ...]) -> None:
+    parts = Writer().sends_ahead(LARGE)
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    for at in order[:-1]:
+        reader.read(ATTEMPT, parts[at])
+    with pytest.raises(WireError):
+        reader.read(ATTEMPT, parts[order[-1]])
+
+
+@pytest.mark.parametrize("at", [70, 100, -1], ids=["header", "body", "tag"])
+def test_a_part_that_was_changed_is_refused(at: int) -> None:
+    parts = Writer().sends_ahead(LARGE)
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    changed = bytearray(parts[0])
+    changed[at] ^= 1
+    with pytest.raises(WireError):
+        reader.read(ATTEMPT, changed)
+
+
+def test_another_outcome_in_the_middle_of_parts_is_refused() -> None:
+    child = Writer()
+    first = child.sends_ahead(LARGE)[0]
+    child._sequence = 1
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    reader.read(ATTEMPT, first)
+    with pytest.raises(WireError, match="in the middle"):
+        reader.read(ATTEMPT, child.says(0, (1,)))
+
+
+def test_only_a_child_sends_ahead() -> None:
+    reader = OutcomeReader(0, b"f", SESSION_ID, SESSION_KEY, UNIQUE, CONTEXT)
+    with pytest.raises(WireError):
+        reader.read(ATTEMPT, Writer(is_node=True).sends_ahead(LARGE)[0])

@@ -133,3 +133,18 @@ def test_what_is_not_small_is_not_taken_as_one(body):
     queue.put(b"head", body)
     assert queue.take_small() is None
     assert b"".join(queue.gather()) == b"smallhead" + bytes(body)
+
+
+def test_what_waits_is_counted_until_it_is_sent():
+    queue = SendQueue()
+    assert queue.n_bytes == 0
+    queue.put(b"head", Lazy([bytes(LOW_WATER_BYTES)] * 3))
+    queue.put(b"small", b"body")
+    queue.put(b"large", bytes(10**5))
+    total = 4 + 3 * LOW_WATER_BYTES + 9 + 5 + 10**5
+    assert queue.n_bytes == total
+    queue.advance(len(queue.gather()[0]))
+    assert queue.n_bytes == total - 4
+    while queue:
+        queue.advance(sum(map(len, queue.gather())))
+    assert queue.n_bytes == 0
