@@ -125,7 +125,7 @@ def test_many_threads_that_submit_first_share_one_run(cluster):
 # ---------------------------------------------------------------------------------------------------------- callbacks
 
 
-def test_callbacks_have_a_thread_of_their_own_and_one_that_blocks_stops_no_call(cluster):
+def test_callbacks_have_a_thread_of_their_own_and_one_that_blocks_stops_no_call(cluster, tmp_path):
     release, done = threading.Event(), threading.Event()
     names = []
 
@@ -134,7 +134,15 @@ def test_callbacks_have_a_thread_of_their_own_and_one_that_blocks_stops_no_call(
         release.wait(LIMIT)
         done.set()
 
-    cluster.submit(abs, -1).add_done_callback(block)
+    go = tmp_path / "go"
+
+    def wait():
+        while not go.exists():
+            time.sleep(0.01)
+
+    # One that is added to a future that is done is called at once, by whoever adds it.
+    cluster.submit(wait).add_done_callback(block)
+    go.touch()
     try:
         assert [cluster.submit(abs, -n).result(LIMIT) for n in range(3)] == [0, 1, 2]
         assert cluster.map(abs, range(10)) == list(range(10))
