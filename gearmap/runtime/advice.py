@@ -1,4 +1,4 @@
-"""What a worker adds to errors that mean something is missing there: where that is, and what to do.
+"""What a worker adds to errors that mean something is missing or forbidden there: where that is, and what to do.
 
 What must not live here: how errors travel (`wire.failure`).
 
@@ -37,6 +37,11 @@ def advice(error: BaseException, worker: str) -> str | None:
                 f"(on {_python(worker)}: a function travels with the globals that it had when it was sent; define or "
                 "import the name before that, or inside the function)"
             )
+        if isinstance(problem, (ValueError, TypeError, BufferError)) and _is_of_read_only_memory(problem):
+            return (
+                f"(on {_python(worker)}: what gearmap.share() gives is read-only, since all tasks there see the same "
+                "memory; change a copy: x = x.copy())"
+            )
         if isinstance(problem, AttributeError) and problem is not error:
             return (
                 f"(on {_python(worker)}: a module is another version there, or another module of that name; install "
@@ -45,6 +50,12 @@ def advice(error: BaseException, worker: str) -> str | None:
     except Exception:
         return None
     return None
+
+
+def _is_of_read_only_memory(error: BaseException) -> bool:
+    """Whether an error says that memory may not be written to, where something shared was loaded."""
+    said = str(error)
+    return "gearmap.runtime.sharing" in sys.modules and ("read-only" in said or "not writable" in said)
 
 
 def _problem(error: BaseException) -> BaseException:

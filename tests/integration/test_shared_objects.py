@@ -59,6 +59,18 @@ def test_a_shared_array_is_a_snapshot(far):
     assert far.map(lambda number: float(array[number]), range(4)) == [1.0] * 4
 
 
+def test_writing_to_a_shared_array_is_an_error_that_says_what_to_do(cluster):
+    numbers = gearmap.share(numpy.zeros(2**18))
+
+    def write(number):
+        numbers[0] += number
+
+    with pytest.raises(ValueError, match="read-only") as caught:
+        cluster.map(write, range(3))
+    told = "\n".join([*getattr(caught.value, "__notes__", ()), str(caught.value.__cause__)])
+    assert "change a copy: x = x.copy()" in told
+
+
 def test_share_works_inside_a_task(far):
     def outer(n):
         inner = gearmap.share(list(range(n)))

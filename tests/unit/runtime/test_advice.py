@@ -57,3 +57,14 @@ def test_a_name_that_a_module_does_not_have_may_be_another_version():
 )
 def test_other_errors_need_no_advice(error):
     assert advice(error, "red/3") is None
+
+
+def test_memory_that_is_read_only_is_to_be_copied_where_something_shared_was_loaded(monkeypatch):
+    import gearmap.runtime.sharing as sharing
+
+    writing = "memoryview(b'x')[0] = 1"
+    monkeypatch.setitem(sys.modules, "gearmap.runtime.sharing", sharing)
+    assert "x = x.copy()" in advice(raised(writing), "red/3")
+    assert "x = x.copy()" in advice(ValueError("assignment destination is read-only"), "red/3")
+    monkeypatch.delitem(sys.modules, "gearmap.runtime.sharing")
+    assert advice(raised(writing), "red/3") is None
