@@ -16,7 +16,9 @@ import time
 from heapq import heappop, heappush
 from itertools import count
 
+from gearmap.runtime.keyring import Keyring
 from gearmap.runtime.work import JobOpener, Work
+from gearmap.secret import Secret
 from gearmap.transport.events import Address, JobAssigned, JobLost
 from gearmap.transport.link import ServerLink
 from gearmap.transport.poller import Poller
@@ -50,8 +52,8 @@ class FakeWorkers:
         How long each task takes.
     """
 
-    def __init__(self, n: int, addresses: list[Address], function: str, secret: bytes, task_seconds: float) -> None:
-        self._opener = JobOpener(secret)
+    def __init__(self, n: int, addresses: list[Address], function: str, secret: Secret, task_seconds: float) -> None:
+        self._opener = JobOpener(Keyring([secret]))
         self._secret = secret
         self._session_keys: dict[bytes, seal.Deriver] = {}
         self._poller = Poller()
@@ -142,7 +144,7 @@ def main(arguments: list[str]) -> None:
         number,
         [("127.0.0.1", port) for port in ports],
         told["function"],
-        bytes.fromhex(told["secret"]),
+        Secret(bytes.fromhex(told["secret"])),
         told["task_seconds"],
     )
     workers.run()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,8 @@ from benchmarks.tasks import identity
 from benchmarks.transport import cpu
 from gearmap.core.names import Lane
 from gearmap.jobserver.process import ServerProcess, start_job_server
+from gearmap.keyfile import new_secret
+from gearmap.secret import Secret
 from gearmap.transport.admin import server_status
 from gearmap.wire.seal import key_id
 
@@ -56,7 +57,7 @@ class Case:
 
 def measure(case: Case) -> dict[str, float]:
     """Run one case; return its figures in seconds and bytes."""
-    secret = secrets.token_bytes(32)
+    secret = new_secret()
     with ExitStack() as stack:
         servers = [
             stack.enter_context(start_job_server("gearmand", workers_wake_one=True)) for _ in range(case.servers)
@@ -64,7 +65,7 @@ def measure(case: Case) -> dict[str, float]:
         fakes = stack.enter_context(_fakes(case, servers, secret))
         key = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "key"
         key.touch(mode=0o600)
-        key.write_text(secret.hex())
+        key.write_text(secret.reveal().hex())
         addresses = [f"{server.host}:{server.port}" for server in servers]
         client = stack.enter_context(gearmap.Client(addresses, key=key))
         client.map(identity, range(10), progress=False, timeout=60)
@@ -89,10 +90,10 @@ def measure(case: Case) -> dict[str, float]:
 
 
 @contextmanager
-def _fakes(case: Case, servers: Sequence[ServerProcess], secret: bytes) -> Iterator[list[psutil.Process]]:
+def _fakes(case: Case, servers: Sequence[ServerProcess], secret: Secret) -> Iterator[list[psutil.Process]]:
     """Start the light workers and wait until every server knows them all."""
     function = Lane("default", sys.version_info[:2], key_id(secret)).name
-    told = {"function": function, "secret": secret.hex(), "task_seconds": case.task_seconds}
+    told = {"function": function, "secret": secret.reveal().hex(), "task_seconds": case.task_seconds}
     ports = [str(server.port) for server in servers]
     share = [case.workers // _PROCESSES + (number < case.workers % _PROCESSES) for number in range(_PROCESSES)]
     processes = []

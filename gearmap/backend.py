@@ -34,7 +34,7 @@ from gearmap.core.engine import RunEngine
 from gearmap.core.missing import NOTICE_SECONDS
 from gearmap.core.retry import RetryPolicy
 from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
-from gearmap.keyfile import load_key, load_or_make_key
+from gearmap.keyfile import load_keys, load_or_make_keys
 from gearmap.runtime import child, task
 from gearmap.runtime.blobs import ArgumentStore, BlobStore, can_share
 from gearmap.runtime.callrun import MAX_BLOCK_CALLS, CallRun
@@ -51,6 +51,7 @@ from gearmap.runtime.run import Place, Run, RunSettings
 from gearmap.runtime.sessions import Session, new_session, session_from_node
 from gearmap.runtime.shipped import install
 from gearmap.runtime.tenancy import Tenancy, make_tenancy
+from gearmap.secret import Secret
 from gearmap.wire.framing import Payload
 from gearmap.wire.serializer import FunctionCache, dumps, with_prelude
 
@@ -62,15 +63,8 @@ NODE_START_SECONDS = 30.0
 
 # Programs in which a cluster that starts by itself would be started by each of many processes.
 _WEB_SERVERS = (
-    "django.core.wsgi",
-    "django.core.asgi",
-    "gunicorn",
-    "uwsgi",
-    "uvicorn",
-    "daphne",
-    "hypercorn",
-    "waitress",
-)
+    "django.core.wsgi", "django.core.asgi", "gunicorn", "uwsgi", "uvicorn", "daphne", "hypercorn", "waitress",
+)  # fmt: skip
 
 
 class _Pickled:
@@ -96,10 +90,10 @@ class Backend:
     addresses
         The job servers, if they are known already.
     secret
-        The key's bytes; nothing where no job server is asked.
+        The key; None where no job server is asked.
     """
 
-    def __init__(self, mode: ServerMode, addresses: Sequence[ServerAddress] = (), secret: bytes = b"") -> None:
+    def __init__(self, mode: ServerMode, addresses: Sequence[ServerAddress] = (), secret: Secret | None = None) -> None:
         self.mode = mode
         self.owner = "Client"  # what errors call the object that a person holds
         self.patience = Patience()
@@ -342,6 +336,7 @@ class Backend:
 
     def open_session(self, queue: str) -> Session:
         """Return a fresh session for a run of a queue."""
+        assert self._secret is not None
         return new_session(self._secret, queue)
 
     def _buffer_placer(self) -> Callable[[Payload], Payload] | None:
@@ -349,7 +344,7 @@ class Backend:
 
         Those of arguments go into `arguments`.
         """
-        if self.mode is not ServerMode.SERVERS or not self._secret:
+        if self.mode is not ServerMode.SERVERS or self._secret is None:
             return None
         from gearmap.runtime.blobsource import BlobSource, GivenArguments  # a local cluster starts without
 
@@ -520,7 +515,7 @@ def choose_backend(
 def _of_choice(choice: ServerChoice, key: str | os.PathLike[str] | None) -> Backend:
     if choice.mode is ServerMode.NONE:
         raise ConfigurationError(f"there is no cluster to use: {choice.origin} says 'none'")
-    secret = _find_key(key, choice.addresses) if choice.mode is ServerMode.SERVERS else b""
+    secret = _find_key(key, choice.addresses) if choice.mode is ServerMode.SERVERS else None
     return Backend(choice.mode, choice.addresses, secret)
 
 
@@ -533,11 +528,10 @@ def _policy(options: RunOptions) -> RetryPolicy:
     )
 
 
-def _find_key(key: str | os.PathLike[str] | None, addresses: Sequence[ServerAddress]) -> bytes:
+def _find_key(key: str | os.PathLike[str] | None, addresses: Sequence[ServerAddress]) -> Secret:
     path, origin = resolve_key_file(key, environ=os.environ, home=Path.home(), config_text=read_config())
-    if all(address.is_loopback for address in addresses):
-        return load_or_make_key(path, origin)
-    return load_key(path, origin)
+    load = load_or_make_keys if all(address.is_loopback for address in addresses) else load_keys
+    return load(path, origin).current
 
 
 def read_config() -> str:

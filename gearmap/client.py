@@ -192,6 +192,8 @@ class Client(BoundOptions):
     # ---------------------------------------------------------------------------------------------------------- surface
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_backend"):  # a traceback may show one that could not be made
+            return f"<{type(self).__name__}>"
         return f"<{type(self).__name__}: {self.where}{' (closed)' if self.is_closed else ''}>"
 
     def _repr_html_(self) -> str:

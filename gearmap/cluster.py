@@ -22,9 +22,10 @@ from pathlib import Path
 from gearmap.config import ServerAddress
 from gearmap.errors import ClusterBroken
 from gearmap.jobserver.process import PendingServer, ServerProcess, launch
-from gearmap.keyfile import SECRET_BYTES
+from gearmap.keyfile import new_secret
 from gearmap.runtime.cpus import usable_cpus
 from gearmap.runtime.noderun import encode_node_config
+from gearmap.secret import Secret
 
 __all__ = ["LocalProcesses", "make_node_id"]
 
@@ -48,10 +49,10 @@ class _NodeProcess:
     process: subprocess.Popen[bytes]
     workers: int
 
-    def tell(self, config: bytes) -> None:
+    def tell(self, config: Secret) -> None:
         """Hand the node its configuration; BrokenPipeError if it has ended."""
         assert self.process.stdin is not None
-        self.process.stdin.write(config)
+        self.process.stdin.write(config.reveal())
         self.process.stdin.flush()
 
     def let_go(self) -> None:
@@ -88,7 +89,7 @@ class LocalProcesses:
     workers: int | None = None
     server: str = "auto"
     memory_limit: int | None = None
-    secret: bytes = field(default=b"", repr=False)
+    secret: Secret | None = None
     _server: ServerProcess | None = None
     _nodes: list[_NodeProcess] = field(default_factory=list)
     _leaving: list[_NodeProcess] = field(default_factory=list)  # they end what runs, and take nothing new
@@ -104,7 +105,7 @@ class LocalProcesses:
             If the job server does not come up.
         """
         self._owner = os.getpid()
-        self.secret = secrets.token_bytes(SECRET_BYTES)
+        self.secret = new_secret()
         self.workers = self.workers or usable_cpus()
         # The node gets ready while the job server starts; it is told the address when there is one.
         pending: PendingServer = launch(self.server, workers_wake_one=True)
@@ -199,11 +200,12 @@ class LocalProcesses:
     def _tell(self, node: _NodeProcess) -> None:
         """Tell a node what it is to do, now that the job server's address is known."""
         assert self._server is not None
+        assert self.secret is not None
         self._started += 1
         host = socket.gethostname()
         config = encode_node_config(
             servers=((self._server.host, self._server.port),),
-            secret=self.secret,
+            keys=(self.secret,),
             workers=node.workers,
             workers_here=self.workers,
             queues=("default",),

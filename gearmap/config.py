@@ -38,7 +38,8 @@ DEFAULT_PORT = 4730
 
 PRIORITIES = ("low", "normal", "high")
 _QUEUE = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|::1")
+# 127.300.0.1 is no address, but a name that somebody may own.
+_LOOPBACK = re.compile(r"localhost|127(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}|::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

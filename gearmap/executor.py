@@ -123,6 +123,8 @@ class GearmanExecutor(concurrent.futures.Executor):
         weakref.finalize(self, self._work.finish).atexit = False
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_work"):  # a traceback may show one that could not be made
+            return f"<{type(self).__name__}>"
         return f"<{type(self).__name__}: {self._work.backend.where}{' (shut down)' if self._work.is_shut else ''}>"
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from gearmap.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from gearmap.keyfile import Keys
 
 __all__ = ["FoundKey", "count", "find_key", "find_servers", "key_option", "key_place", "servers_option"]
 
@@ -24,17 +27,22 @@ LOCAL_HOST = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class FoundKey:
-    """A key, and the file that it is in."""
+    """The keys in a file."""
 
-    secret: bytes = field(repr=False)
+    keys: Keys
     path: Path
 
     @property
     def id(self) -> str:
-        """What people call the key."""
+        """What people call the key that clients seal with."""
+        return self.ids[0]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What people call the keys that workers accept, the clients' first."""
         from gearmap.wire.seal import key_id
 
-        return key_id(self.secret)
+        return tuple(key_id(secret) for secret in self.keys.accepted)
 
 
 def servers_option(command: F) -> F:
@@ -100,10 +108,10 @@ def find_key(argument: Path | None, *, may_make: bool) -> FoundKey:
     ConfigurationError
         If there is none, or its file is not fit; the message says how to make one.
     """
-    from gearmap.keyfile import load_key, load_or_make_key
+    from gearmap.keyfile import load_keys, load_or_make_keys
 
     path, origin = key_place(argument)
-    load = load_or_make_key if may_make else load_key
+    load = load_or_make_keys if may_make else load_keys
     return FoundKey(load(path, origin), path)
 
 

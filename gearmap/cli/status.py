@@ -70,7 +70,7 @@ def _nodes(
     from gearmap.overview.values import node_statuses
     from gearmap.runtime.sessions import new_session
 
-    described = {} if key is None else describe_nodes(servers, answers, new_session(key.secret, "default"))
+    described = {} if key is None else describe_nodes(servers, answers, new_session(key.keys.current, "default"))
     return node_statuses(answers, described, time.time())
 
 
@@ -171,4 +171,6 @@ def _python(lane: Lane) -> str:
 
 
 def _key(key_id: str, mine: str) -> str:
-    return f"{key_id} (yours)" if key_id == mine else key_id
+    """Mark one's own among key ids."""
+    ids = key_id.split(", ")
+    return ", ".join(f"{each} (yours)" if each == mine else each for each in ids)

@@ -81,7 +81,7 @@ def explain_no_worker(lane: Lane, served: Iterable[tuple[str, int]], servers: Se
 start one: gearmap worker -s head:4730 -q gpu
     """
     other_python: dict[tuple[int, int], int] = {}
-    other_key = 0
+    other_key: dict[str, int] = {}
     other_queue: dict[str, int] = {}
     for name, workers in served:
         other = Lane.parse(name)
@@ -91,12 +91,11 @@ start one: gearmap worker -s head:4730 -q gpu
             if (other.python, other.key_id) == (lane.python, lane.key_id):
                 other_queue[other.queue] = workers
         elif other.key_id != lane.key_id:
-            other_key += workers
+            other_key[other.key_id] = other_key.get(other.key_id, 0) + workers
         elif other.python != lane.python:
             other_python[other.python] = workers
     facts = [f"{count} serve it with Python {v[0]}.{v[1]}" for v, count in sorted(other_python.items())]
-    if other_key:
-        facts.append(f"{other_key} have another key")
+    facts += [f"{count} have another key ({key_id})" for key_id, count in sorted(other_key.items())]
     facts += [f"{count} serve {queue!r}" for queue, count in sorted(other_queue.items())]
     there = ": " + ", ".join(facts) if facts else ""
     return (

@@ -113,6 +113,8 @@ class NodeStatus:
         The job servers that it is connected to.
     seen
         When it answered, in seconds of `time.time()`; None if it did not: it is busy, stuck, or has another key.
+    key_id
+        The id of the key that it accepts; of both, while keys are changed.
     memory_limit
         Bytes that a worker may use, or None.
     cpus, memory_total

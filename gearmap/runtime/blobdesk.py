@@ -23,9 +23,10 @@ from typing import Any
 
 from gearmap.core import blobplan as plan
 from gearmap.core import node_events as ne
-from gearmap.errors import ConnectionLost, WireError
+from gearmap.errors import ConnectionLost, SealError, WireError
 from gearmap.runtime.child import BlobPlace
 from gearmap.runtime.controlrequest import seal_request
+from gearmap.runtime.keyring import Keyring, key_id_of
 from gearmap.runtime.sealedmemory import can_share, close_memory, open_memory, write_all
 from gearmap.runtime.sealedmemory import seal as seal_memory
 from gearmap.runtime.work import Work
@@ -72,8 +73,8 @@ class BlobDesk:
 
     Parameters
     ----------
-    secret
-        The key that clients seal with.
+    keys
+        Those that clients seal with.
     limit_bytes
         How much is kept that no job needs.
     patience
@@ -86,7 +87,7 @@ class BlobDesk:
 
     def __init__(
         self,
-        secret: bytes,
+        keys: Keyring,
         limit_bytes: int,
         *,
         patience: float,
@@ -95,7 +96,7 @@ class BlobDesk:
         tell: Callable[[Callable[[int], ne.Input], bytes], object],
     ) -> None:
         self.deadline = float("inf")
-        self.links = _Sessions(secret, watch, unwatch)
+        self.links = _Sessions(keys, watch, unwatch)
         self._plan = plan.BlobPlan(limit_bytes, _limit_blobs(), patience=patience)
         self.links.due = self._due
         self._next_look = 0.0
@@ -215,12 +216,12 @@ class _Sessions:
     """The connections by which the node asks: one for each job server that it has asked."""
 
     def __init__(
-        self, secret: bytes, watch: Callable[[ServerSession], object], unwatch: Callable[[ServerSession], object]
+        self, keys: Keyring, watch: Callable[[ServerSession], object], unwatch: Callable[[ServerSession], object]
     ) -> None:
         self.due: Callable[[], float | None] = lambda: None
         self._watch, self._unwatch = watch, unwatch
         self._id = secrets.token_bytes(16)
-        self._key = seal.session_key(secret, self._id)
+        self._keys = keys
         self._sessions: dict[Address, ServerSession] = {}
         self._open: dict[plan.BlobName, list[_Question]] = {}
         self._answers: list[tuple[_Question, memoryview | str]] = []
@@ -245,17 +246,17 @@ class _Sessions:
         self._open.setdefault(question.blob, []).append(question)
         source, digest = question.blob
         request = {"op": "piece", "blob": digest, "offset": question.offset, "size": question.n_bytes}
-        body = seal_request(
-            request,
-            session_key=self._key,
-            session_id=self._id,
-            function=source,
-            unique=question.unique,
-            now=time.time(),
-        )
         try:
+            body = seal_request(
+                request,
+                session_key=self._keys.session_key(key_id_of(source), self._id),
+                session_id=self._id,
+                function=source,
+                unique=question.unique,
+                now=time.time(),
+            )
             self._session(question.server).submit([JobRequest(question, source, question.unique, body)])
-        except ConnectionLost as error:
+        except (ConnectionLost, SealError) as error:
             self._end(question, str(error))
 
     def forget(self, blob: plan.BlobName) -> None:
@@ -344,7 +345,8 @@ class _Sessions:
         context = envelope.make_context(function, unique)
         try:
             prefix = envelope.parse_prefix(data)
-            key = seal.node_key(self._key, unique, prefix.execution_id)
+            session_key = self._keys.session(key_id_of(question.blob[0]), self._id)
+            key = seal.node_key(session_key, unique, prefix.execution_id)
             header, body = envelope.open_message(data, prefix, key, context)
             answer = json.loads(header)
         except (WireError, ValueError) as error:

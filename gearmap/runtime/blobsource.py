@@ -38,6 +38,7 @@ from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.heldblobs import open_held
 from gearmap.runtime.placed import GivenBlob, GivenPayload
 from gearmap.runtime.sealedmemory import SHARED_BYTES
+from gearmap.secret import Secret
 from gearmap.transport.admin import drop_function
 from gearmap.transport.events import Address, AssignedJob, JobAssigned
 from gearmap.transport.poller import Poller, Waker
@@ -78,7 +79,7 @@ class BlobSource:
     any payload that names it.
     """
 
-    def __init__(self, addresses: Sequence[Address], secret: bytes, patience: Patience | None = None) -> None:
+    def __init__(self, addresses: Sequence[Address], secret: Secret, patience: Patience | None = None) -> None:
         self.function = blobs_name(secrets.token_hex(8), seal.key_id(secret))
         self._key = secrets.token_bytes(_DIGEST_BYTES)
         self._lock = threading.Lock()
@@ -202,7 +203,7 @@ class _Service:
     def __init__(
         self,
         addresses: Sequence[Address],
-        secret: bytes,
+        secret: Secret,
         function: str,
         find: Callable[[str], GivenBlob | None],
         patience: Patience,

@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from gearmap.core.names import control_name
 from gearmap.errors import WireError
+from gearmap.runtime.keyring import key_id_of
+from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.privatelanes import PrivateLanes
 from gearmap.transport.events import AssignedJob, JobAssigned
 from gearmap.transport.worker import WorkerLinks
@@ -29,16 +33,21 @@ class ControlDesk:
 
     def __init__(
         self,
-        links: WorkerLinks,
-        secret: bytes,
+        settings: NodeSettings,
         describe: Callable[[], dict[str, Any]],
         stop: Callable[[bytes], bool],
         drain: Callable[[float], None],
         lanes: PrivateLanes,
     ) -> None:
-        self.links = links
+        self.links = WorkerLinks(
+            settings.servers,
+            settings.control_functions,
+            f"gearmap:{settings.node_id}:control",
+            send_timeout=settings.patience.send_timeout,
+            jitter=random.random,
+        )
         self.deadline = float("inf")
-        self._secret = secret
+        self._settings = settings
         self._describe = describe
         self._stop = stop
         self._drain = drain
@@ -50,6 +59,13 @@ class ControlDesk:
             if isinstance(event, JobAssigned):
                 self._answer(event.job)
 
+    def change_keys(self, added: Sequence[str], removed: Sequence[str]) -> None:
+        """Be reached by those who have other keys."""
+        for key_id in added:
+            self.links.add_function(control_name(self._settings.node_id, key_id))
+        for key_id in removed:
+            self.links.remove_function(control_name(self._settings.node_id, key_id))
+
     def close(self) -> None:
         """Leave the job servers."""
         self.links.close()
@@ -57,9 +73,10 @@ class ControlDesk:
     def _answer(self, job: AssignedJob) -> None:
         unique = job.unique.encode("utf-8", "surrogateescape")  # whoever submitted it chose its bytes
         context = envelope.make_context(job.function.encode(), unique)
+        key_id = key_id_of(job.function)
         try:
             prefix = envelope.parse_prefix(job.data)
-            session_key = seal.session_key(self._secret, prefix.session_id)
+            session_key = self._settings.keys.session(key_id, prefix.session_id)
             key = seal.job_key(session_key, unique)
             request = json.loads(envelope.open_header(job.data, prefix, key, context))
             if time.time() > prefix.expiry or not isinstance(request, dict):
@@ -76,11 +93,11 @@ class ControlDesk:
             execution_id=execution_id,
             expiry=prefix.expiry,
             context=context,
-            header=json.dumps(self._perform(request)).encode(),
+            header=json.dumps(self._perform(request, key_id)).encode(),
         )
         self.links.complete(job, message.to_bytes())
 
-    def _perform(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _perform(self, request: dict[str, Any], key_id: str) -> dict[str, Any]:
         match request:
             case {"op": "describe"}:
                 return {"ok": True, **self._describe()}
@@ -93,9 +110,9 @@ class ControlDesk:
                 self._drain(max(0.0, float(grace)))
                 return {"ok": True}
             case {"op": "serve", "lanes": lanes, "seconds": int() | float() as seconds}:
-                problem = self._lanes.serve(lanes, float(seconds), time.monotonic())
+                problem = self._lanes.serve(lanes, float(seconds), time.monotonic(), key_id)
                 return {"ok": False, "error": problem} if problem else {"ok": True}
             case {"op": "leave", "lanes": lanes}:
-                self._lanes.leave(lanes)
+                self._lanes.leave(lanes, key_id)
                 return {"ok": True}
         return {"ok": False, "error": f"unknown operation {request.get('op')!r}"}

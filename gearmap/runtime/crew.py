@@ -9,7 +9,7 @@ their places when the level is served for the first time, and keep them when the
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gearmap.core import node_events as ne
@@ -116,6 +116,16 @@ class Crew:
                 self.workers[index].is_leaving = False
                 self.workers[index].links.come_back(self._settings.functions_at(level))
         self._tell(ne.OpenWorkers(first, size))
+
+    def change_keys(self, added: Sequence[str], removed: Sequence[str]) -> list[Worker]:
+        """Serve those who have other keys; return the workers that do. Jobs that are here go on."""
+        staying = [worker for worker in self.workers if not worker.is_closed and not worker.is_leaving]
+        for worker in staying:
+            for name in self._settings.functions_of(added, worker.level):
+                worker.links.add_function(name)
+            for name in self._settings.functions_of(removed, worker.level):
+                worker.links.remove_function(name)
+        return staying
 
     def leave_level(self, level: int) -> bool:
         """Let the workers of a nested level go as soon as they are idle; return whether all have gone."""

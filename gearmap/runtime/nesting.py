@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from gearmap.core.levels import MAX_LEVEL, ServedLevels
 from gearmap.core.names import DEFAULT_QUEUE, Lane
+from gearmap.runtime.keyring import key_id_of
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.work import Work
-from gearmap.wire import seal
 
 __all__ = ["NestingDesk"]
 
@@ -92,10 +92,13 @@ class NestingDesk:
             if self._levels.asked(level, work.execution_id, now):
                 self._leaving.pop(level, None)
                 self._host.open_level(level, now)
+        key_id = key_id_of(work.job.function)
+        if key_id not in settings.keys:  # it was taken away while the task ran
+            key_id = settings.keys.ids[0]
         session_id = os.urandom(16)
         return True, {
             "id": session_id.hex(),
-            "key": seal.session_key(settings.secret, session_id).hex(),
-            "lane": Lane(queue, settings.python, settings.key_id, level).name,
+            "key": settings.keys.session_key(key_id, session_id).hex(),
+            "lane": Lane(queue, settings.python, key_id, level).name,
             "depth": depth,
         }

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import time
 from collections.abc import Callable
 from typing import Any
 
 from gearmap.core import node_events as ne
-from gearmap.core.names import control_name
 from gearmap.core.node_engine import NodeEngine
 from gearmap.errors import WireError
+from gearmap.keyfile import Keys
 from gearmap.runtime.blobdesk import BlobDesk
 from gearmap.runtime.childpool import ChildPool
 from gearmap.runtime.children import Child, Committed, Ended, Ready
@@ -85,11 +84,11 @@ class Node:
         self._touched: set[_Owner] = set()
         # No connection wants to be woken before this; it may be too early, which costs one look at all of them.
         self._links_due = float("inf")
-        self._opener = JobOpener(settings.secret)
+        self._opener = JobOpener(settings.keys)
         self._nested = NestingDesk(settings, self._crew)
         self._lanes = PrivateLanes(settings, self._workers, self._touch)
         self._blobs = BlobDesk(
-            settings.secret,
+            settings.keys,
             settings.blob_cache_bytes,
             patience=settings.patience.blob_timeout,
             watch=lambda session: self._watch(session, self._blobs),
@@ -126,6 +125,17 @@ class Node:
         self._drain_grace = grace if self._drain_grace is None else min(grace, self._drain_grace)
         self._waker.wake()
 
+    def change_keys(self, keys: Keys) -> None:
+        """Accept these keys from now on. In the node's thread; jobs that are here go on."""
+        added, removed = self.settings.keys.change(keys.accepted)
+        if added or removed:
+            self._touched.update(self._crew.change_keys(added, removed))
+            self._lanes.forget_keys(removed)
+            if self._control is not None:
+                self._control.change_keys(added, removed)
+                self._touched.add(self._control)
+            self._report(f"the key file has changed: keys {', '.join(self.settings.keys.ids)} from now on")
+
     def watch(self, pollable: Any) -> None:
         """Let the node's loop watch something more."""
         self._poller.add(pollable)
@@ -145,21 +155,11 @@ class Node:
 
     def _start(self) -> None:
         self._poller.add(self._waker)
-        settings = self.settings
         now = time.monotonic()
         self._do(ne.Start())
         self._crew.start(now)
-        links = WorkerLinks(
-            settings.servers,
-            (control_name(settings.node_id, settings.key_id),),
-            f"gearmap:{settings.node_id}:control",
-            send_timeout=settings.patience.send_timeout,
-            jitter=random.random,
-        )
-        self._control = ControlDesk(
-            links, settings.secret, self._describe, self._stop_execution, self.drain, self._lanes
-        )
-        self._open(links, self._control, now)
+        self._control = ControlDesk(self.settings, self._describe, self._stop_execution, self.drain, self._lanes)
+        self._open(self._control.links, self._control, now)
 
     def _watch_worker(self, worker: Worker, now: float) -> None:
         self._open(worker.links, worker, now)

@@ -31,16 +31,9 @@ def main() -> int:
 
         get_ready(int(sys.argv[2]))
 
-    line = b""
-    while not line.endswith(b"\n"):
-        got = os.read(source, 65536)
-        if not got:
-            return 0  # whoever started it has changed their mind, or has ended
-        line += got
-
     from gearmap.runtime.noderun import run_node
 
-    return run_node(line, source)
+    return run_node(source)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gearmap.memory import keep_what_is_freed
 from gearmap.runtime.child import ChildSettings
 from gearmap.runtime.cpus import blas_defaults
+from gearmap.secret import Secret
 
 if TYPE_CHECKING:
     from gearmap.runtime.nodesettings import NodeSettings
@@ -31,7 +34,7 @@ FORGET_SECONDS = 1.0
 def encode_node_config(
     *,
     servers: tuple[tuple[str, int], ...],
-    secret: bytes,
+    keys: Sequence[Secret],
     workers: int,
     queues: tuple[str, ...],
     name: str,
@@ -48,16 +51,17 @@ def encode_node_config(
     python: tuple[int, int] | None = None,
     patience: dict[str, float] | None = None,
     workers_here: int | None = None,
-) -> bytes:
-    """Return the line of configuration for `node_main`. It holds the secret: hand it over by a pipe only.
+    key_file: str | None = None,
+) -> Secret:
+    """Return the line of configuration for `node_main`. It holds the keys: hand it over by a pipe only.
 
-    `workers_here` are those of all nodes that share this machine's processors, if there are others.
+    `workers_here` are those of all nodes that share this machine's processors, if there are others. `key_file` is what
+    the node looks at for other keys.
 
     For tests: `python` is the version that the node says it has, `patience` what is other than in `Patience`.
     """
-    config = {
+    told = {
         "servers": servers,
-        "secret": secret.hex(),
         "workers": workers,
         "queues": queues,
         "name": name,
@@ -74,12 +78,16 @@ def encode_node_config(
         "python": python,
         "patience": patience,
         "workers_here": workers_here,
+        "key_file": key_file,
     }
-    return json.dumps(config).encode() + b"\n"
+    # The keys stand in front and not in the JSON: what json fails at, it has in variables.
+    rest = json.dumps(told).encode()
+    return Secret(b",".join(key.reveal().hex().encode() for key in keys) + b" " + rest + b"\n")
 
 
 def get_ready(workers: int) -> None:
     """Do what needs no configuration but the number of workers on this machine; cheap if it was done before."""
+    _leave_no_core()
     os.environ.update(blas_defaults(workers))
     # The process that starts children starts while this one still imports: that is a tenth of a second of each.
     from gearmap.runtime.children import child_context
@@ -93,9 +101,41 @@ def get_ready(workers: int) -> None:
     import gearmap.runtime.node  # noqa: F401  # most of what is to be imported
 
 
-def run_node(line: bytes, source: int) -> int:
-    """Run a node as a line of configuration says, which came from the descriptor `source`; return the exit status."""
-    config = json.loads(line)
+def _leave_no_core() -> None:
+    """Have this process, and all that it starts, write no core file: the keys are here, and the data of tasks there.
+
+    Rejected: PR_SET_DUMPABLE, which also closes /proc/<pid>/fd to the children, and with it the memory of large arrays.
+    """
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def read_line(source: int) -> Secret:
+    """Return the line of configuration that comes on a descriptor; nothing if whoever has the other end is gone."""
+    parts: list[Secret] = []
+    while not parts or not parts[-1].reveal().endswith(b"\n"):
+        parts.append(Secret(os.read(source, 65536)))
+        if parts[-1] == Secret(b""):
+            return parts[-1]
+    return Secret(b"".join(part.reveal() for part in parts))
+
+
+def _key(text: Secret) -> Secret:
+    return Secret(bytes.fromhex(text.reveal().decode()))
+
+
+def run_node(source: int) -> int:
+    """Run a node as a line of configuration says, which comes on the descriptor `source`; return the exit status."""
+    from gearmap.runtime.keyring import Keyring
+
+    line = read_line(source)
+    if line == Secret(b""):
+        return 0  # whoever started it has changed their mind, or has ended
+    keys = Keyring(map(_key, map(Secret, line.reveal().partition(b" ")[0].split(b","))))
+    config = json.loads(line.reveal().partition(b" ")[2])
     lifeline = source if config["lifeline"] else None
     if lifeline is None:
         os.close(source)
@@ -103,6 +143,7 @@ def run_node(line: bytes, source: int) -> int:
     keep_what_is_freed()
 
     from gearmap.config import Patience
+    from gearmap.runtime.keywatch import KeyWatch
     from gearmap.runtime.memory_use import default_cache_bytes
     from gearmap.runtime.node import Node
     from gearmap.runtime.nodesettings import NodeSettings
@@ -111,7 +152,7 @@ def run_node(line: bytes, source: int) -> int:
     servers = tuple((host, int(port)) for host, port in config["servers"])
     settings = NodeSettings(
         servers=servers,
-        secret=bytes.fromhex(config["secret"]),
+        keys=keys,
         workers=config["workers"],
         queues=tuple(config["queues"]),
         name=config["name"],
@@ -133,6 +174,10 @@ def run_node(line: bytes, source: int) -> int:
     _install_signals(node, say, settings.grace)
     if lifeline is not None:
         node.watch(_Lifeline(lifeline, node))
+    if config.get("key_file") is not None:
+        watch = KeyWatch(Path(config["key_file"]), node.change_keys, say)
+        node.watch(watch)
+        watch.start()
     say(_greeting(settings))
     problem = node.run()
     if lifeline is None:
@@ -145,18 +190,17 @@ def run_node(line: bytes, source: int) -> int:
 
 
 def _forget_control_name(settings: NodeSettings) -> None:
-    """Take the name of our control function off the job servers: gearmand never forgets one by itself."""
-    from gearmap.core.names import control_name
+    """Take the names of our control function off the job servers: gearmand never forgets one by itself."""
     from gearmap.errors import GearmapError
     from gearmap.transport.admin import drop_function
 
-    name = control_name(settings.node_id, settings.key_id)
     for server in settings.servers:
         try:
-            # The server may still be closing our connections; then it refuses, and is asked again.
-            for _ in range(FORGET_TRIES):
-                if drop_function(server, name, timeout=FORGET_SECONDS):
-                    break
+            for name in settings.control_functions:
+                # The server may still be closing our connections; then it refuses, and is asked again.
+                for _ in range(FORGET_TRIES):
+                    if drop_function(server, name, timeout=FORGET_SECONDS):
+                        break
         except GearmapError:
             continue  # it is away, and has forgotten more than a name
 
@@ -174,10 +218,11 @@ def _greeting(settings: NodeSettings) -> str:
     queues = ", ".join(settings.queues)
     python = ".".join(map(str, settings.python))
     noun = "worker" if settings.workers == 1 else "workers"
+    noun_of_keys = "key" if len(settings.keys.ids) == 1 else "keys"
     limits = "".join(f"; {limit}" for limit in _limits(settings))
     return (
         f"node {settings.name}: {settings.workers} {noun} for queue {queues} on {servers} "
-        f"(Python {python}, key {settings.key_id}{limits})"
+        f"(Python {python}, {noun_of_keys} {', '.join(settings.keys.ids)}{limits})"
     )
 
 

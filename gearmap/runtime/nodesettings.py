@@ -5,12 +5,13 @@ What must not live here: how it is told (`noderun`), and what it does about it (
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gearmap.config import Patience
-from gearmap.core.names import Lane
+from gearmap.core.names import Lane, control_name
 from gearmap.runtime.child import ChildSettings
-from gearmap.wire import seal
+from gearmap.runtime.keyring import Keyring
 
 __all__ = ["NodeSettings"]
 
@@ -23,8 +24,8 @@ class NodeSettings:
     ----------
     servers
         Job servers as (host, port); each worker connects to all of them.
-    secret
-        The key that clients seal with.
+    keys
+        The keys that clients may seal with. They change while the node runs.
     workers
         How many chunks run at once.
     queues
@@ -46,7 +47,7 @@ class NodeSettings:
     """
 
     servers: tuple[tuple[str, int], ...]
-    secret: bytes = field(repr=False)
+    keys: Keyring
     workers: int
     queues: tuple[str, ...]
     name: str
@@ -60,15 +61,19 @@ class NodeSettings:
     patience: Patience = field(default_factory=Patience)
 
     @property
-    def key_id(self) -> str:
-        """The public id of the key."""
-        return seal.key_id(self.secret)
-
-    @property
     def functions(self) -> tuple[str, ...]:
         """The Gearman function names that its workers serve."""
         return self.functions_at(0)
 
     def functions_at(self, level: int) -> tuple[str, ...]:
         """The names that workers of a nesting level serve."""
-        return tuple(Lane(queue, self.python, self.key_id, level).name for queue in self.queues)
+        return self.functions_of(self.keys.ids, level)
+
+    def functions_of(self, key_ids: Iterable[str], level: int) -> tuple[str, ...]:
+        """Those of them that belong to some keys."""
+        return tuple(Lane(queue, self.python, key_id, level).name for key_id in key_ids for queue in self.queues)
+
+    @property
+    def control_functions(self) -> tuple[str, ...]:
+        """The names of its control function, one for each key."""
+        return tuple(control_name(self.node_id, key_id) for key_id in self.keys.ids)

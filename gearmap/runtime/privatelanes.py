@@ -11,6 +11,7 @@ from typing import Any
 
 from gearmap.core.names import Lane
 from gearmap.runtime.crew import Worker
+from gearmap.runtime.keyring import key_id_of
 from gearmap.runtime.nodesettings import NodeSettings
 
 __all__ = ["PrivateLanes"]
@@ -41,15 +42,17 @@ class PrivateLanes:
         """When `look` must be called (monotonic seconds), or None."""
         return min(self._until.values(), default=None)
 
-    def serve(self, lanes: object, seconds: float, now: float) -> str:
+    def serve(self, lanes: object, seconds: float, now: float, key_id: str) -> str:
         """Have workers serve a lane each; return what is wrong, or an empty text.
 
         Parameters
         ----------
         lanes
             Pairs of a worker's number and a queue's name, as somebody has sent them.
+        key_id
+            The key that he has.
         """
-        wanted = self._checked(lanes)
+        wanted = self._checked(lanes, key_id)
         if wanted is None:
             return "lanes must be pairs of a worker's number and a queue"
         if not seconds > 0:  # nor is that which is no number
@@ -64,9 +67,14 @@ class PrivateLanes:
             self._until[index, name] = now + min(seconds, LONGEST_LEASE)
         return ""
 
-    def leave(self, lanes: object) -> None:
+    def leave(self, lanes: object, key_id: str) -> None:
         """Let lanes go."""
-        for lane in self._checked(lanes) or ():
+        for lane in self._checked(lanes, key_id) or ():
+            self._end(*lane)
+
+    def forget_keys(self, key_ids: Sequence[str]) -> None:
+        """Let the lanes go of those who have these keys."""
+        for lane in [each for each in self._until if key_id_of(each[1]) in key_ids]:
             self._end(*lane)
 
     def look(self, now: float) -> None:
@@ -81,7 +89,7 @@ class PrivateLanes:
             worker.links.remove_function(name)
             self._touched(worker)
 
-    def _checked(self, lanes: object) -> Sequence[tuple[int, str]] | None:
+    def _checked(self, lanes: object, key_id: str) -> Sequence[tuple[int, str]] | None:
         """Return workers and function names, or None if that is not what was sent."""
         if not isinstance(lanes, list):
             return None
@@ -91,7 +99,7 @@ class PrivateLanes:
             number, queue = _pair(pair)
             if number is None or not 0 <= number < settings.workers or queue in settings.queues:
                 return None
-            lane = Lane(queue, settings.python, settings.key_id)
+            lane = Lane(queue, settings.python, key_id)
             if Lane.parse(lane.name) != lane:
                 return None
             found.append((number, lane.name))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from gearmap.core.names import Lane
 from gearmap.runtime.nodeline import ask_node
+from gearmap.secret import Secret
 from gearmap.wire import seal
 
 __all__ = ["Session", "new_session", "session_from_node"]
@@ -35,7 +36,7 @@ class Session:
     depth: int = 0
 
 
-def new_session(secret: bytes, queue: str) -> Session:
+def new_session(secret: Secret, queue: str) -> Session:
     """Return a fresh session of whoever has the secret."""
     session_id = secrets.token_bytes(16)
     lane = Lane(queue, _PYTHON, seal.key_id(secret))

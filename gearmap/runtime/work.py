@@ -8,11 +8,11 @@ Rule 2: the session key stays here. A child gets the two keys of its execution, 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 from gearmap.core.node_events import JobNeeds
 from gearmap.runtime.child import BlobPlace, encode_job
+from gearmap.runtime.keyring import Keyring, key_id_of
 from gearmap.runtime.parts import Parts
 from gearmap.runtime.slate import Kept, Strip
 from gearmap.transport.events import AssignedJob
@@ -22,9 +22,6 @@ from gearmap.wire.outcome import Outcome, Printed, encode_outcome
 from gearmap.wire.pieces import encode_pieces
 
 __all__ = ["JobOpener", "Work"]
-
-# Session keys that are kept derived. Raised: fewer derivations with many clients; lowered: less memory.
-KEPT_SESSIONS = 256
 
 
 class Work:
@@ -209,11 +206,10 @@ class Work:
 
 
 class JobOpener:
-    """Opens jobs that were sealed with one secret."""
+    """Opens jobs that were sealed with one of a node's keys."""
 
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
-        self._session_keys: OrderedDict[bytes, seal.Deriver] = OrderedDict()
+    def __init__(self, keys: Keyring) -> None:
+        self._keys = keys
         self._headers = HeaderMemo()
 
     def open(self, job: AssignedJob, *, execution_id: bytes, now: float) -> Work:
@@ -227,15 +223,7 @@ class JobOpener:
         unique = job.unique.encode("utf-8", "surrogateescape")  # whoever submitted it chose its bytes
         context = envelope.make_context(job.function.encode(), unique)
         prefix = envelope.parse_prefix(job.data)
-        session_key = self._session_keys.get(prefix.session_id)
-        if session_key is None:
-            session_key = self._derive(prefix.session_id)
+        session_key = self._keys.session(key_id_of(job.function), prefix.session_id)
         job_key = seal.job_key(session_key, unique)
         header = self._headers.read(envelope.open_header(job.data, prefix, job_key, context))
         return Work(job, unique, prefix, context, session_key, job_key, header, execution_id, now)
-
-    def _derive(self, session_id: bytes) -> seal.Deriver:
-        key = self._session_keys[session_id] = seal.Deriver(seal.session_key(self._secret, session_id))
-        if len(self._session_keys) > KEPT_SESSIONS:
-            self._session_keys.popitem(last=False)
-        return key

@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gearmap.errors import SealError
+from gearmap.secret import Secret
 from gearmap.wire.framing import Buffer
 
 __all__ = [
@@ -57,13 +58,12 @@ _HAS_DECRYPT_INTO = hasattr(AESGCM, "decrypt_into")
 _HAS_ENCRYPT_INTO = hasattr(AESGCM, "encrypt_into")
 
 
-def key_id(secret: bytes) -> str:
+def key_id(secret: Secret) -> str:
     """The public name of a secret: 8 hex characters that tell keys apart and reveal nothing about them."""
-    extracted = hmac.digest(_NO_SALT, secret, "sha256")
-    return _expand(extracted, b"gearmap1 key id").hex()[:_KEY_ID_HEX]
+    return _expand(hmac.digest(_NO_SALT, secret.reveal(), "sha256"), b"gearmap1 key id").hex()[:_KEY_ID_HEX]
 
 
-def session_key(secret: bytes, session_id: bytes) -> bytes:
+def session_key(secret: Secret, session_id: bytes) -> bytes:
     """The key of one session.
 
     Parameters
@@ -73,10 +73,10 @@ def session_key(secret: bytes, session_id: bytes) -> bytes:
     session_id
         16 random bytes; they travel in the clear.
     """
-    if len(secret) < KEY_BYTES:
-        raise ValueError(f"a secret has at least {KEY_BYTES} bytes, got {len(secret)}")
+    if len(secret.reveal()) < KEY_BYTES:
+        raise ValueError(f"a secret has at least {KEY_BYTES} bytes, got {len(secret.reveal())}")
     _check_id("session_id", session_id)
-    return _expand(hmac.digest(session_id, secret, "sha256"), b"gearmap1 session")
+    return _expand(hmac.digest(session_id, secret.reveal(), "sha256"), b"gearmap1 session")
 
 
 def job_key(session_key: bytes | Deriver, unique: bytes) -> bytes:

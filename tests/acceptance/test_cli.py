@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -70,7 +71,7 @@ def test_key_new_makes_a_file_that_only_its_owner_can_read(tmp_path: Path, capsy
     secret = load_key(path, "the test")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert said.startswith(f"made key {key_id(secret)}: {path}\n")
-    assert secret.hex() not in said
+    assert secret.reveal().hex() not in said
 
 
 def test_key_new_never_replaces_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +98,33 @@ def test_key_show_id_tells_the_id_of_the_key_in_use(
 
     assert cli.run(["key", "show-id"]) == 0
     assert capsys.readouterr().out == key_id(load_key(path, "the test")) + "\n"
+
+
+def test_key_rotate_says_after_each_step_what_is_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cluster.key"
+
+    def said(*words: str) -> str:
+        assert cli.run(["key", *words, str(path)]) == 0
+        return capsys.readouterr().out
+
+    made = said("new").split(":")[0].removeprefix("made key ")
+    first = said("rotate")
+    new = re.findall("key ([0-9a-f]{8})", first)[0]
+    assert first.startswith(f"step 1 of 3: key {new} is beside key {made} in {path}; clients still use {made}\n")
+    assert f"gearmap key rotate --switch {path}" in first
+    assert said("show-id") == f"{made}\n{new} next\n"
+    assert cli.run(["key", "rotate", str(path)]) == 2
+    assert "being changed already; go on with --switch, or --back" in capsys.readouterr().err
+    second = said("rotate", "--switch")
+    assert second.startswith(f"step 2 of 3: clients use key {new} from now on; workers still accept {made}\n")
+    assert f"gearmap key rotate --finish {path}" in second
+    assert said("show-id") == f"{new}\n{made} old\n"
+    assert said("rotate", "--back") == first
+    said("rotate", "--switch")
+    third = said("rotate", "--finish")
+    assert third.startswith(f"key {new} is the only one in {path} now; {made} is removed\n")
+    assert said("show-id") == f"{new}\n"
+    assert not re.search("[0-9a-f]{20}", first + second + third)
 
 
 # --------------------------------------------------------------------------------------------------------------- demo

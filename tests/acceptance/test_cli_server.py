@@ -176,10 +176,11 @@ def test_a_server_for_other_machines_says_to_copy_the_key() -> None:
     from gearmap.cli.common import FoundKey
     from gearmap.cli.server import advice
     from gearmap.config import ServerAddress
+    from gearmap.keyfile import Keys
+    from gearmap.secret import Secret
 
-    lines = advice(
-        "embedded", ServerAddress("0.0.0.0", 4730, "test"), FoundKey(bytes(32), Path("/tmp/the key")), explicit=True
-    )
+    key = FoundKey(Keys(Secret(bytes(32))), Path("/tmp/the key"))
+    lines = advice("embedded", ServerAddress("0.0.0.0", 4730, "test"), key, explicit=True)
 
     text = "\n".join(lines)
     assert f"gearmap worker -s {socket.gethostname()}:4730 --key '/tmp/the key'" in text

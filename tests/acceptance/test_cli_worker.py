@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import stat
 import time
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def test_a_worker_says_what_it_serves(start_worker: StartWorker, place: str, key
 
     assert greeting.startswith(f"node box: 3 workers for queue a, b on {place} (Python 3.")
     assert key_id(load_key(key_file, "the test")) in greeting
-    assert load_key(key_file, "the test").hex() not in "\n".join(worker.out)
+    assert load_key(key_file, "the test").reveal().hex() not in "\n".join(worker.out)
 
 
 def test_the_options_of_a_worker_reach_its_tasks(
@@ -236,15 +237,32 @@ def test_a_worker_that_finds_no_server_says_so_and_waits(
         worker.wait_for("^connected to ")
 
 
-def test_a_worker_for_another_host_needs_a_key_and_says_how_to_make_one(tmp_path: Path) -> None:
+NOT_LOOPBACK = ["192.0.2.1", "0.0.0.0", "[::]", "head.example", "127.1", "[::ffff:127.0.0.1]", socket.gethostname()]
+
+
+@pytest.mark.parametrize("server", NOT_LOOPBACK)
+def test_a_worker_for_another_host_needs_a_key_and_says_how_to_make_one(tmp_path: Path, server: str) -> None:
     missing = tmp_path / "missing.key"
 
-    ended = run("worker", "-s", "192.0.2.1", environment={"GEARMAP_KEY_FILE": str(missing)})
+    ended = run("worker", "-s", server, environment={"GEARMAP_KEY_FILE": str(missing)})
 
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"gearmap: no key file at '{missing}' (from GEARMAP_KEY_FILE)")
     assert "gearmap key new" in ended.stderr
     assert not missing.exists()
+
+
+@pytest.mark.parametrize("server", NOT_LOOPBACK)
+def test_a_client_for_another_host_needs_a_key_and_says_how_to_make_one(tmp_path: Path, server: str) -> None:
+    with pytest.raises(gearmap.ConfigurationError, match=r"no key file at .* gearmap key new"):
+        gearmap.Client(["127.0.0.1", server], key=tmp_path / "missing.key")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_goes_without_a_key() -> None:
+    ended = run("worker", "-s", "192.0.2.1", "--insecure")
+    assert ended.returncode == 2
+    assert "No such option" in ended.stderr
 
 
 def test_on_loopback_the_key_is_made_on_first_use(start: Callable[..., Command], place: str, tmp_path: Path) -> None:
@@ -295,7 +313,7 @@ def test_nothing_secret_is_in_the_command_line_or_environment_of_a_node(
 ) -> None:
     import psutil
 
-    secret = load_key(key_file, "the test").hex()
+    secret = load_key(key_file, "the test").reveal().hex()
     worker = start_worker("-w", "1")
 
     processes: list[Any] = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
@@ -304,3 +322,35 @@ def test_nothing_secret_is_in_the_command_line_or_environment_of_a_node(
     for process in processes:
         assert secret not in " ".join(process.cmdline())
         assert secret not in str(process.environ())
+
+
+OF_A_PERSON = {
+    "SSH_AUTH_SOCK": "/tmp/agent",
+    "NOTIFY_SOCKET": "/run/notify",
+    "SUDO_USER": "somebody",
+    "A_TOKEN": "of the project",
+    "CUDA_HOME": "/opt/cuda",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"), [((), {"A_TOKEN", "CUDA_HOME"}), (("--clean-env", "--env", "GIVEN=1"), {"CUDA_HOME", "GIVEN"})]
+)
+def test_tasks_do_not_get_what_belongs_to_the_person_who_started_the_node(
+    start_worker: StartWorker, client: gearmap.Client, key_file: Path, words: tuple[str, ...], kept: set[str]
+) -> None:
+    import psutil
+
+    environment = {**OF_A_PERSON, "GEARMAP_KEY_FILE": str(key_file)}
+    worker = start_worker("-w", "1", *words, environment=environment)
+
+    def named() -> list[str]:
+        return list(os.environ)
+
+    names = set(client.submit(named).result(DEADLINE))
+
+    assert names & {*OF_A_PERSON, "GEARMAP_KEY_FILE", "GIVEN"} == kept
+    assert {"PATH", "PYTHONPATH"} <= names
+    # Nor can they read it elsewhere.
+    for process in (psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)):
+        assert not set(process.environ()) & (set(environment) - kept)

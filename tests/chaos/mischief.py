@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from gearmap.jobserver.process import ServerProcess, start_job_server
-from gearmap.keyfile import make_key
+from gearmap.keyfile import load_key, make_key
 from gearmap.runtime.noderun import encode_node_config
 from gearmap.transport import admin
 
@@ -146,13 +146,13 @@ class Cluster:
         node.stdin.write(
             encode_node_config(
                 servers=tuple((server.host, server.port) for server in self._servers),
-                secret=bytes.fromhex(self.key_file.read_text().strip()),
+                keys=(load_key(self.key_file, "a test"),),
                 workers=WORKERS,
                 queues=("default",),
                 name=f"node{number}",
                 node_id=secrets.token_hex(4),
                 lifeline=True,
-            )
+            ).reveal()
         )
         node.stdin.flush()
         return node

@@ -27,7 +27,7 @@ from programs import KINDS, ends_with_us, require_kind
 
 import gearmap
 from gearmap.jobserver.process import ServerProcess, start_job_server
-from gearmap.keyfile import make_key
+from gearmap.keyfile import load_key, make_key
 from gearmap.runtime.noderun import encode_node_config
 
 LOOPBACK = "127.0.0.1"
@@ -171,14 +171,14 @@ def start_node(key_file: Path) -> Iterator[Callable[..., Node]]:
         process.stdin.write(
             encode_node_config(
                 servers=tuple((server.host, server.port) for server in servers),
-                secret=bytes.fromhex(key.read_text().strip()),
+                keys=(load_key(key, "a test"),),
                 python=python,
                 workers=workers,
                 queues=(queue,),
                 name=name,
                 node_id=secrets.token_hex(4),
                 **limits,
-            )
+            ).reveal()
         )
         process.stdin.close()
         started.append(Node(process))

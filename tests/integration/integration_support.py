@@ -20,6 +20,7 @@ from programs import ends_with_us
 
 from gearmap.core.names import Lane
 from gearmap.jobserver.process import ServerProcess
+from gearmap.keyfile import load_key
 from gearmap.transport import admin
 from gearmap.wire import seal
 
@@ -98,7 +99,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 def lane_of(key_file: Path, queue: str = "default", python: tuple[int, int] | None = None) -> str:
     """The function name that nodes of this key and Python (by default of ours) serve."""
-    secret = bytes.fromhex(key_file.read_text().strip())
+    secret = load_key(key_file, "a test")
     return Lane(queue, python or (sys.version_info[0], sys.version_info[1]), seal.key_id(secret)).name
 
 

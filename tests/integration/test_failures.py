@@ -18,6 +18,7 @@ from programs import KINDS, require_kind
 import gearmap
 from gearmap.core.childstarts import MAX_FAILED_STARTS
 from gearmap.core.names import control_name, node_ids
+from gearmap.keyfile import load_key, new_secret
 from gearmap.runtime.controlrequest import open_answer, seal_request
 from gearmap.transport import admin
 from gearmap.transport.client import ServerSession
@@ -87,7 +88,7 @@ def test_a_draining_node_finishes_its_job_takes_nothing_new_and_ends_well(
     assert running.result(30) == "finished"
     assert node.process.wait(10) == 0
     names = [row.function for row in admin.server_status((server.host, server.port), 5.0)]
-    assert not node_ids(names, seal.key_id(bytes.fromhex(key_file.read_text().strip())))
+    assert not node_ids(names, seal.key_id(load_key(key_file, "a test")))
     assert not waiting.done()
     start_node(server)
     assert waiting.result(30) == 1
@@ -412,7 +413,7 @@ def ask_node(server, function, request, secret):
 def node_function(kind, start_server, start_node, key_file):
     server = start_server(kind)
     start_node(server, workers=2, name="asked", memory_limit=2**32, max_tasks_per_child=100_000, grace=20.0)
-    secret = bytes.fromhex(key_file.read_text().strip())
+    secret = load_key(key_file, "a test")
 
     def functions():
         return [row.function for row in admin.server_status((server.host, server.port), 5.0) if row.workers]
@@ -457,7 +458,7 @@ def test_a_node_stops_an_execution_when_asked(kind, node_function, connect, tmp_
 def test_a_node_refuses_a_control_request_with_another_key(kind, node_function):
     server, function, _ = node_function
 
-    assert ask_node(server, function, {"op": "drain", "grace": 0}, os.urandom(32)) is None
+    assert ask_node(server, function, {"op": "drain", "grace": 0}, new_secret()) is None
 
 
 def test_an_unknown_control_operation_is_answered_as_such(kind, node_function):
@@ -512,7 +513,7 @@ def test_a_job_whose_unique_is_not_text_is_refused_and_the_node_goes_on(kind, no
 def test_the_secret_is_in_no_command_line_and_no_environment(kind, tmp_path):
     with gearmap.LocalCluster(1, server=kind) as cluster:
         cluster.map(abs, [1])
-        secret = cluster._processes.secret.hex()
+        secret = cluster._processes.secret.reveal().hex()
         everyone = [p for pid in cluster._processes.pids for p in (psutil.Process(pid),)]
         everyone += [child for process in everyone for child in process.children(recursive=True)]
         for process in everyone:

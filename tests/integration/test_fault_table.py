@@ -29,7 +29,7 @@ from programs import KINDS, ends_with_us, require_kind
 
 import gearmap
 from gearmap.jobserver.process import start_job_server
-from gearmap.keyfile import make_key
+from gearmap.keyfile import load_key, make_key
 from gearmap.runtime.noderun import encode_node_config
 
 MEMORY_LIMIT = 250 * faults.MB
@@ -190,13 +190,13 @@ def _start(kind: str, key: Path, ends: list[Callable[[], object]]) -> gearmap.Cl
     node.stdin.write(
         encode_node_config(
             servers=((server.host, server.port),),
-            secret=bytes.fromhex(key.read_text().strip()),
+            keys=(load_key(key, "a test"),),
             workers=2,
             queues=("default",),
             name="node",
             node_id=secrets.token_hex(4),
             memory_limit=MEMORY_LIMIT,
-        )
+        ).reveal()
     )
     node.stdin.close()
     client = gearmap.Client(f"{server.host}:{server.port}", key=key)

@@ -23,6 +23,7 @@ PACKAGE = ROOT / "gearmap"
 
 LAYERS = {
     "errors": 0,
+    "secret": 0,
     "config": 1,
     "keyfile": 1,
     "memory": 1,

@@ -106,6 +106,12 @@ def test_any_text_is_an_address_or_refused_and_an_address_reads_back_as_itself(t
         ("127.0.0.1.example", False),
         ("localhost.example", False),
         ("128.0.0.1", False),
+        ("127.0.0.255", True),
+        ("127.300.0.1", False),  # a name that somebody may own
+        ("127.0.0.1.", False),
+        ("127.1", False),
+        ("::ffff:127.0.0.1", False),
+        ("", False),
     ],
 )
 def test_only_addresses_of_this_machine_are_loopback(host: str, is_loopback: bool) -> None:

@@ -117,9 +117,9 @@ def test_workers_of_other_pythons_are_counted_for_each() -> None:
     assert ": 3 serve it with Python 3.10, 12 serve it with Python 3.12; start one" in text
 
 
-def test_workers_with_another_key_are_counted_and_their_key_is_not_ours() -> None:
+def test_workers_with_another_key_are_counted_for_each_and_their_key_is_named() -> None:
     text = explain(("gearmap1.gpu.py311." + OTHER_KEY, 2), ("gearmap1.gpu.py312.aaaaaaaa", 1))
-    assert ": 3 have another key; start one" in text
+    assert f": 2 have another key ({OTHER_KEY}), 1 have another key (aaaaaaaa); start one" in text
     assert "Python 3.12" not in text
 
 

@@ -6,6 +6,7 @@ from gearmap.core import events as ev
 from gearmap.core.names import Lane
 from gearmap.runtime.jobwriter import JobWriter, Place
 from gearmap.runtime.placed import GivenBlob, GivenPayload
+from gearmap.secret import Secret
 from gearmap.wire import seal
 from gearmap.wire.jobheader import BlockHeader, BlockKind, JobHeader
 
@@ -18,7 +19,7 @@ def writer() -> JobWriter:
         run_id="run",
         lane=Lane("default", (3, 11), "00000000"),
         session_id=session_id,
-        session_key=seal.session_key(bytes(32), session_id),
+        session_key=seal.session_key(Secret(bytes(32)), session_id),
     )
     made.add_function(DIGEST, [b"function"])
     return made

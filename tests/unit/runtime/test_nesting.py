@@ -9,12 +9,14 @@ import pytest
 
 from gearmap.core.levels import LOOK_INTERVAL
 from gearmap.core.names import Lane
+from gearmap.runtime.keyring import Keyring
 from gearmap.runtime.nesting import LEAVE_INTERVAL, NestingDesk
 from gearmap.runtime.nodesettings import NodeSettings
+from gearmap.secret import Secret
 from gearmap.wire import seal
 from gearmap.wire.jobheader import JobHeader
 
-SECRET = bytes(range(32))
+SECRET = Secret(bytes(range(32)))
 PYTHON = (3, 11)
 ONE, TWO = b"1" * 16, b"2" * 16
 
@@ -42,7 +44,7 @@ def host() -> Host:
 def desk_of(host: Host, *queues: str) -> NestingDesk:
     settings = NodeSettings(
         servers=(("127.0.0.1", 4730),),
-        secret=SECRET,
+        keys=Keyring([SECRET]),
         workers=2,
         queues=queues or ("default",),
         name="host",
@@ -77,7 +79,7 @@ def test_a_task_gets_a_session_of_its_own_and_never_the_secret(host: Host) -> No
     one, two = ask(desk, work()), ask(desk, work())
     assert one["id"] != two["id"]
     assert bytes.fromhex(one["key"]) == seal.session_key(SECRET, bytes.fromhex(one["id"]))
-    assert SECRET.hex() not in str(one)
+    assert SECRET.reveal().hex() not in str(one)
 
 
 def test_the_next_level_is_opened_once_before_the_answer(host: Host) -> None:

@@ -8,12 +8,14 @@ import pytest
 
 from gearmap.core.names import Lane
 from gearmap.runtime.crew import Worker
+from gearmap.runtime.keyring import Keyring
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.privatelanes import LONGEST_LEASE, PrivateLanes
+from gearmap.secret import Secret
 
 SETTINGS = NodeSettings(
     servers=(("127.0.0.1", 4730),),
-    secret=bytes(32),
+    keys=Keyring([Secret(bytes(32))]),
     workers=2,
     queues=("default",),
     name="host",
@@ -21,6 +23,8 @@ SETTINGS = NodeSettings(
     python=(3, 11),
     grace=30.0,
 )
+
+KEY_ID = SETTINGS.keys.ids[0]
 
 
 class Links:
@@ -47,7 +51,7 @@ def lanes_of(workers: list[Worker]) -> PrivateLanes:
 
 
 def name_of(queue: str) -> str:
-    return Lane(queue, (3, 11), SETTINGS.key_id).name
+    return Lane(queue, (3, 11), KEY_ID).name
 
 
 def calls_of(worker: Worker) -> list[tuple[str, str]]:
@@ -59,7 +63,7 @@ def calls_of(worker: Worker) -> list[tuple[str, str]]:
 def test_each_worker_serves_its_lane_until_the_lease_is_over(workers: list[Worker]) -> None:
     lanes = lanes_of(workers)
     assert lanes.deadline is None
-    assert lanes.serve([[0, "on-a"], [1, "on-b"]], 60.0, 100.0) == ""
+    assert lanes.serve([[0, "on-a"], [1, "on-b"]], 60.0, 100.0, KEY_ID) == ""
     assert lanes.deadline == 160.0
     lanes.look(159.9)
     assert calls_of(workers[0]) == [("add", name_of("on-a"))]
@@ -71,8 +75,8 @@ def test_each_worker_serves_its_lane_until_the_lease_is_over(workers: list[Worke
 
 def test_who_asks_again_has_it_longer_and_it_is_registered_once(workers: list[Worker]) -> None:
     lanes = lanes_of(workers)
-    lanes.serve([[0, "on-a"]], 60.0, 100.0)
-    lanes.serve([[0, "on-a"]], 60.0, 120.0)
+    lanes.serve([[0, "on-a"]], 60.0, 100.0, KEY_ID)
+    lanes.serve([[0, "on-a"]], 60.0, 120.0, KEY_ID)
     lanes.look(179.0)
     assert calls_of(workers[0]) == [("add", name_of("on-a"))]
     assert lanes.deadline == 180.0
@@ -80,15 +84,15 @@ def test_who_asks_again_has_it_longer_and_it_is_registered_once(workers: list[Wo
 
 def test_no_lease_is_for_ever(workers: list[Worker]) -> None:
     lanes = lanes_of(workers)
-    lanes.serve([[0, "on-a"]], 1e9, 0.0)
+    lanes.serve([[0, "on-a"]], 1e9, 0.0, KEY_ID)
     assert lanes.deadline == LONGEST_LEASE
 
 
 def test_a_lane_that_is_given_back_is_not_served_and_others_are(workers: list[Worker]) -> None:
     lanes = lanes_of(workers)
-    lanes.serve([[0, "on-a"], [1, "on-b"]], 60.0, 0.0)
-    lanes.leave([[0, "on-a"]])
-    lanes.leave([[0, "on-a"]])
+    lanes.serve([[0, "on-a"], [1, "on-b"]], 60.0, 0.0, KEY_ID)
+    lanes.leave([[0, "on-a"]], KEY_ID)
+    lanes.leave([[0, "on-a"]], KEY_ID)
     assert calls_of(workers[0]) == [("add", name_of("on-a")), ("remove", name_of("on-a"))]
     assert calls_of(workers[1]) == [("add", name_of("on-b"))]
 
@@ -96,13 +100,13 @@ def test_a_lane_that_is_given_back_is_not_served_and_others_are(workers: list[Wo
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
 def test_a_lease_of_no_time_is_none(workers: list[Worker], seconds: float) -> None:
     lanes = lanes_of(workers)
-    assert lanes.serve([[0, "on-a"]], seconds, 0.0) == "seconds must be positive"
+    assert lanes.serve([[0, "on-a"]], seconds, 0.0, KEY_ID) == "seconds must be positive"
     assert lanes.deadline is None
 
 
 def test_a_worker_that_leaves_takes_no_lane(workers: list[Worker]) -> None:
     workers[0].is_leaving = True
-    assert lanes_of(workers).serve([[0, "on-a"]], 60.0, 0.0) == "this node is leaving"
+    assert lanes_of(workers).serve([[0, "on-a"]], 60.0, 0.0, KEY_ID) == "this node is leaving"
     assert calls_of(workers[0]) == []
 
 
@@ -127,6 +131,6 @@ def test_a_worker_that_leaves_takes_no_lane(workers: list[Worker]) -> None:
 )
 def test_what_is_no_lane_is_refused_as_a_whole(workers: list[Worker], lanes: object) -> None:
     private = lanes_of(workers)
-    assert private.serve(lanes, 60.0, 0.0) != ""
-    private.leave(lanes)
+    assert private.serve(lanes, 60.0, 0.0, KEY_ID) != ""
+    private.leave(lanes, KEY_ID)
     assert [calls_of(worker) for worker in workers] == [[], [], []]

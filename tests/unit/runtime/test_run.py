@@ -15,6 +15,7 @@ from gearmap.core.names import Lane, control_name
 from gearmap.core.retry import RetryPolicy
 from gearmap.runtime.givenup import GivenUp
 from gearmap.runtime.run import Place, Run, RunSettings
+from gearmap.secret import Secret
 from gearmap.transport.events import (
     Connected,
     JobRequest,
@@ -29,7 +30,7 @@ from gearmap.wire.jobheader import BlockKind
 from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, encode_outcome
 from gearmap.wire.serializer import dump_function, dumps
 
-SECRET = b"s" * 32
+SECRET = Secret(b"s" * 32)
 SESSION_ID = b"i" * 16
 SESSION_KEY = seal.session_key(SECRET, SESSION_ID)
 LANE = Lane("default", (3, 11), seal.key_id(SECRET))

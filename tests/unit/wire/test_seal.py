@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from gearmap.errors import SealError
+from gearmap.secret import Secret
 from gearmap.wire import seal
 from gearmap.wire.seal import Deriver, Sealer, job_key, key_id, node_key, outcome_key, session_key
 
@@ -17,17 +18,17 @@ EXECUTION_ID = b"e" * 16
 
 def test_the_session_key_is_hkdf_sha256_salted_with_the_session_id():
     expected = HKDF(hashes.SHA256(), 32, salt=SESSION_ID, info=b"gearmap1 session").derive(SECRET)
-    assert session_key(SECRET, SESSION_ID) == expected
+    assert session_key(Secret(SECRET), SESSION_ID) == expected
 
 
 def test_a_job_key_is_one_block_of_hkdf_expand():
-    key = session_key(SECRET, SESSION_ID)
+    key = session_key(Secret(SECRET), SESSION_ID)
     expected = HKDFExpand(hashes.SHA256(), 32, info=b"gearmap1 job\0\0\0\x02ab").derive(key)
     assert job_key(key, b"ab") == expected
 
 
 def test_a_deriver_derives_what_the_bare_session_key_does_again_and_again():
-    key = session_key(SECRET, SESSION_ID)
+    key = session_key(Secret(SECRET), SESSION_ID)
     deriver = Deriver(key)
     for unique in (b"u1", b"u2", b"u1"):
         assert job_key(deriver, unique) == job_key(key, unique)
@@ -36,8 +37,8 @@ def test_a_deriver_derives_what_the_bare_session_key_does_again_and_again():
 
 
 def test_no_two_writers_share_a_key():
-    key = session_key(SECRET, SESSION_ID)
-    other = session_key(SECRET, b"t" * 16)
+    key = session_key(Secret(SECRET), SESSION_ID)
+    other = session_key(Secret(SECRET), b"t" * 16)
     keys = [
         derived
         for session in (key, other)
@@ -55,23 +56,23 @@ def test_no_two_writers_share_a_key():
 
 
 def test_a_unique_that_ends_in_another_execution_id_gets_another_key():
-    key = session_key(SECRET, SESSION_ID)
+    key = session_key(Secret(SECRET), SESSION_ID)
     assert outcome_key(key, b"u" + EXECUTION_ID, EXECUTION_ID) != outcome_key(key, b"u", EXECUTION_ID + b"")
     assert job_key(key, b"u") != job_key(key, b"u\1")
 
 
 def test_a_key_id_is_eight_hex_characters_and_tells_secrets_apart():
-    assert len(key_id(SECRET)) == 8
-    assert int(key_id(SECRET), 16) >= 0
-    assert key_id(SECRET) != key_id(bytes(32))
-    assert key_id(SECRET) == key_id(SECRET)
+    assert len(key_id(Secret(SECRET))) == 8
+    assert int(key_id(Secret(SECRET)), 16) >= 0
+    assert key_id(Secret(SECRET)) != key_id(Secret(bytes(32)))
+    assert key_id(Secret(SECRET)) == key_id(Secret(SECRET))
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: session_key(b"short", SESSION_ID),
-        lambda: session_key(SECRET, b"short"),
+        lambda: session_key(Secret(b"short"), SESSION_ID),
+        lambda: session_key(Secret(SECRET), b"short"),
         lambda: outcome_key(SECRET, b"u", b"short"),
         lambda: node_key(SECRET, b"u", b""),
         lambda: Sealer(b"short"),
