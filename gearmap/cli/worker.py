@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +19,7 @@ import click
 
 from gearmap.cli.common import find_key, find_servers, key_option, servers_option
 from gearmap.errors import ConfigurationError
+from gearmap.secret import Secret
 
 __all__ = ["parse_environment", "worker_command"]
 
@@ -47,6 +48,11 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
     multiple=True,
     metavar="NAME=VALUE",
     help="Variable for the tasks; {index} in it is the worker's number, as in CUDA_VISIBLE_DEVICES={index}.",
+)
+@click.option(
+    "--clean-env",
+    is_flag=True,
+    help="Keep this environment from tasks, but for PATH, HOME, language and what libraries need; --env adds to it.",
 )
 @click.option(
     "--memory-limit",
@@ -79,6 +85,7 @@ def worker_command(
     queues: tuple[str, ...],
     cwd: Path | None,
     variables: tuple[str, ...],
+    clean_env: bool,
     memory_limit: str | None,
     max_tasks_per_child: int | None,
     blob_cache: str | None,
@@ -96,6 +103,7 @@ def worker_command(
     from gearmap.config import check_queue
     from gearmap.core.sizes import parse_bytes
     from gearmap.runtime.cpus import usable_cpus
+    from gearmap.runtime.environment import environment_for_tasks
     from gearmap.runtime.memory_use import memory_limit_bytes
     from gearmap.runtime.noderun import DRAIN_GRACE, encode_node_config
 
@@ -103,7 +111,8 @@ def worker_command(
     key = find_key(key_file, may_make=all(server.is_loopback for server in servers))
     config = encode_node_config(
         servers=tuple((server.host, server.port) for server in servers),
-        secret=key.secret,
+        keys=key.keys.accepted,
+        key_file=str(key.path.absolute()),
         workers=workers or usable_cpus(),
         queues=tuple(dict.fromkeys(check_queue(queue) for queue in queues)) or ("default",),
         name=_check_name(name),
@@ -117,7 +126,7 @@ def worker_command(
         quiet=False,
         verbose=verbose,
     )
-    _become_node(config)
+    _become_node(config, environment_for_tasks(os.environ, clean=clean_env))
 
 
 def parse_environment(variables: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -150,7 +159,7 @@ def _check_name(name: str | None) -> str:
     return name
 
 
-def _become_node(config: bytes) -> NoReturn:
+def _become_node(config: Secret, environment: Mapping[str, str]) -> NoReturn:
     command = [sys.executable, "-m", "gearmap.runtime.node_main"]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -158,15 +167,16 @@ def _become_node(config: bytes) -> NoReturn:
         # Windows has no exec that keeps the process, and no descriptors to hand over but the standard ones.
         import subprocess
 
-        sys.exit(subprocess.run([*command, "0"], input=config, check=False).returncode)
+        sys.exit(subprocess.run([*command, "0"], input=config.reveal(), env=environment, check=False).returncode)
     reading, writing = os.pipe()
     # A pipe holds 64 KiB before anybody reads, on Linux and macOS; a larger configuration would wait here for ever.
-    if len(config) > 60_000:
-        raise ConfigurationError(f"too many servers, queues or variables: {len(config)} bytes of configuration")
-    os.write(writing, config)
+    size = len(config.reveal())
+    if size > 60_000:
+        raise ConfigurationError(f"too many servers, queues or variables: {size} bytes of configuration")
+    os.write(writing, config.reveal())
     os.close(writing)
     os.set_inheritable(reading, True)
     # Python looks for modules in the folder where it is started: a random.py there must not end the node. Tasks run in
     # the folder that the configuration names.
     os.chdir(os.sep)
-    os.execv(sys.executable, [*command, str(reading)])
+    os.execve(sys.executable, [*command, str(reading)], environment)
