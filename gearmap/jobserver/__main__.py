@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from gearmap.jobserver.limits import Limits, Stock, usable_memory
 from gearmap.jobserver.records import ServerOptions
 from gearmap.jobserver.shell import serve
 from gearmap.jobserver.sockets import listen, raise_file_limit
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
     # Without a file the log goes to standard error.
     logging.basicConfig(filename=args.log, level=level, format="%(asctime)s %(levelname)s %(message)s")
-    raise_file_limit()
+    max_files = raise_file_limit()
+    memory_bytes = usable_memory()
     bytes(_LEARNED_BYTES)
     try:
         listener = listen(args.host, args.port)
@@ -45,10 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         host_name=socket.gethostname().encode()[:40],
         job_retries=args.job_retries,
         wake_one=args.wake_one,
+        stock=Stock.of_machine(memory_bytes=memory_bytes),
     )
     serve(
         listener,
         options,
+        limits=Limits.of_machine(memory_bytes=memory_bytes, max_files=max_files),
         lifeline=0 if args.lifeline else None,
         on_ready=lambda: print(ready, flush=True),
     )

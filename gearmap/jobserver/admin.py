@@ -15,22 +15,66 @@ from gearmap.jobserver.protocol import leading_int
 from gearmap.jobserver.records import HIGH, LOW, NORMAL
 from gearmap.jobserver.state import JobTable
 
-__all__ = ["SERVER_VERSION", "answer_line"]
+__all__ = ["SERVER_VERSION", "Listings", "answer_line"]
 
 SERVER_VERSION: Final = b"1.1.20+gearmap"
 MAX_WORDS: Final = 5
+
+# A listing that took so long (seconds) is kept, and given to whoever asks for it in so many times that time. There are
+# five kinds, so making them takes at most a third of the time. Raised: listings of a server with very much in it are
+# older; lowered: those who ask for them all the time slow the others down.
+SLOW_LISTING: Final = 0.005
+KEPT_TIMES: Final = 15.0
+
+# What is answered with all that there is of something.
+_LISTINGS: Final = frozenset((b"status", b"prioritystatus", b"workers", b"show jobs", b"show unique jobs"))
 
 _OK: Final = b"OK\r\n"
 _UNKNOWN_JOB: Final = b"ERR UNKNOWN_JOB\r\n"
 _UNKNOWN_ERROR: Final = b"ERR UNKNOWN_ERROR\r\n"
 _UNKNOWN_SHOW: Final = b"ERR UNKNOWN_SHOW_ARGUMENTS\r\n"
 _NO_FUNCTION: Final = b"ERR function not found\r\n"
+_TOO_MANY: Final = b"ERR QUEUE_ERROR Too+many+functions\r\n"
 _FUNCTION_IN_USE: Final = b"ERR there are still connected workers or executing clients\r\n"
 
 Words = list[bytes]
 
 
-def answer_line(table: JobTable, line: bytes, *, pid: int) -> bytes:
+class Listings:
+    """Listings that took long, for those who ask for the same at nearly the same time.
+
+    Parameters
+    ----------
+    clock
+        Monotonic seconds. One that stands still keeps nothing.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        # By the words: until when it is good, and the answer.
+        self._kept: dict[bytes, tuple[float, bytes]] = {}
+
+    def answer(self, words: bytes, make: Callable[[], bytes]) -> bytes:
+        """Return the answer that is kept, or that `make` gives."""
+        began = self._clock()
+        kept = self._kept.get(words)
+        if kept is not None and began < kept[0]:
+            return kept[1]
+        answer = make()
+        now = self._clock()
+        if now - began > SLOW_LISTING:
+            self._kept[words] = (now + KEPT_TIMES * (now - began), answer)
+        else:
+            self._kept.pop(words, None)
+        return answer
+
+    def trim(self) -> None:
+        """Let go of what is too old."""
+        now = self._clock()
+        self._kept = {words: kept for words, kept in self._kept.items() if now < kept[0]}
+
+
+def answer_line(table: JobTable, line: bytes, *, pid: int, listings: Listings) -> bytes:
     """Return the answer to one line.
 
     Raises
@@ -49,7 +93,12 @@ def answer_line(table: JobTable, line: bytes, *, pid: int) -> bytes:
     if command == b"getpid":
         return b"OK %d\n" % pid
     answer = _COMMANDS.get(command)
-    return _unknown_command(words[0]) if answer is None else answer(table, words[1:])
+    if answer is None:
+        return _unknown_command(words[0])
+    kind = command if command != b"show" else b" ".join(words).lower()
+    if kind in _LISTINGS:
+        return listings.answer(kind, lambda: answer(table, words[1:]))
+    return answer(table, words[1:])
 
 
 def _unknown_command(word: bytes) -> bytes:
@@ -114,8 +163,7 @@ def _cancel(table: JobTable, words: Words) -> bytes:
 def _create(table: JobTable, words: Words) -> bytes:
     if len(words) != 2 or words[0].lower() != b"function":
         return _incomplete(b"create")
-    table.function(words[1])
-    return _OK
+    return _OK if table.function(words[1]) is not None else _TOO_MANY
 
 
 def _drop(table: JobTable, words: Words) -> bytes:

@@ -7,8 +7,10 @@ Rule 2: whoever fills the outbox of another connection above `high_water_bytes` 
 fallen to `low_water_bytes`. So a reader that does not read costs a bounded amount of memory, and its senders feel it
 as a full socket. A connection is not held back for what others send to it, only for `own_water_bytes` of answers to
 its own requests that it does not fetch: a client may send for long before it begins to read.
-Rule 3: a packet that was begun must go on: nobody holds a half packet for ever.
+Rule 3: a packet that was begun must go on: nobody holds a half packet for ever, nor comes with it byte by byte.
 Rule 4: what can be sent at once is sent at once; only what the system does not take waits.
+Rule 5: who sends many packets has turns with the others, and those who send few come first.
+Rule 6: what a stranger can cause at will is logged rarely.
 """
 
 from __future__ import annotations
@@ -16,23 +18,20 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 from gearmap.errors import ProtocolError
-from gearmap.jobserver.blocks import BlockPool
-from gearmap.jobserver.loop import READ, WRITE, Loop
-from gearmap.jobserver.machine import Machine
+from gearmap.jobserver.hub import ConnectedPeer, Hub
+from gearmap.jobserver.loop import READ, WRITE
 from gearmap.jobserver.outbox import Outbox
 from gearmap.jobserver.protocol import TEXT_LINE, Data
-from gearmap.jobserver.reader import MAX_BODY_BYTES, PacketReader
-from gearmap.jobserver.records import Peer
+from gearmap.jobserver.reader import PacketReader
 from gearmap.jobserver.sockets import tune
+from gearmap.rarelog import RareLog
 
-__all__ = ["Connection", "Hub", "Limits"]
+__all__ = ["Connection"]
 
-logger = logging.getLogger(__name__)
+log = RareLog(logging.getLogger(__name__))
 
 # One read of small packets. Larger: fewer system calls for many of them; smaller: better turns between connections.
 READ_BYTES: Final = 64 * 1024
@@ -42,91 +41,36 @@ JOIN_BYTES: Final = 64 * 1024
 PACKETS_PER_FLUSH: Final = 256
 # How long a connection that is being closed may take to fetch its last answers, and up to one look more.
 CLOSE_TIMEOUT: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How much one connection may take.
-
-    Attributes
-    ----------
-    max_body_bytes
-        Larger packets are refused by closing the connection.
-    high_water_bytes, low_water_bytes
-        Size of an outbox at which those who feed it are no longer read, and at which they are read again.
-    own_water_bytes
-        Answers to its own requests after which a connection is not read until it has fetched them.
-    header_timeout, body_timeout
-        Seconds without a byte after which a half packet closes its connection; the second is for large bodies.
-    sweep_delay
-        Seconds between two looks for half packets.
-    """
-
-    max_body_bytes: int = MAX_BODY_BYTES
-    high_water_bytes: int = 32 << 20
-    low_water_bytes: int = 8 << 20
-    own_water_bytes: int = 64 << 20
-    header_timeout: float = 30.0
-    body_timeout: float = 300.0
-    sweep_delay: float = 5.0
-
-
-@dataclass(slots=True, eq=False)
-class Hub:
-    """What the connections share.
-
-    Attributes
-    ----------
-    connections
-        Those with an open socket.
-    on_closed
-        Called when one has closed its socket.
-    """
-
-    machine: Machine
-    limits: Limits
-    loop: Loop
-    on_closed: Callable[[], None]
-    pool: BlockPool = field(default_factory=BlockPool)
-    connections: set[Connection] = field(default_factory=set)
-
-    def flush(self, sender: Connection) -> None:
-        """Send on what the last packets of `sender` led to."""
-        for peer in self.machine.take_touched():
-            assert isinstance(peer, _ConnectedPeer)
-            peer.connection.send_out(sender)
-
-    def sweep(self, now: float) -> None:
-        """Close connections that stopped in the middle of a packet, or do not fetch their last answers."""
-        for connection in [c for c in self.connections if c.is_stuck(now)]:
-            logger.warning("closing a connection that stopped in the middle of a packet")
-            connection.close()
-        for connection in [c for c in self.connections if c.is_overdue(now)]:
-            connection.abort()
-        self.pool.trim()
-
-
-class _ConnectedPeer(Peer):
-    """A peer that knows its connection."""
-
-    __slots__ = ("connection",)
-
-    def __init__(self, connection: Connection, number: int, address: bytes) -> None:
-        super().__init__(number, address)
-        self.connection = connection
+# What is weighed by its size and age is at least so old (seconds).
+_MOMENT: Final = 0.01
 
 
 class Connection:
-    """One accepted socket."""
+    """One accepted socket.
+
+    Attributes
+    ----------
+    last_read
+        When something came last, or when it was accepted.
+    half_bytes
+        The memory of a packet that is not whole, and of whole ones that wait for their turn.
+    """
 
     def __init__(self, hub: Hub, sock: socket.socket, address: bytes) -> None:
         self._hub = hub
         self._socket = sock
         self._fd = sock.fileno()
-        self._peer = _ConnectedPeer(self, self._fd, address)
+        self._peer = ConnectedPeer(self, self._fd, address)
         self._reader = PacketReader(hub.limits.max_body_bytes, hub.pool)
-        self._last_read = 0.0
+        self.last_read = hub.loop.now
+        self.half_bytes = 0
+        # When the packet under way began.
+        self._half_since = 0.0
+        # Whole packets wait for their turn.
+        self._is_backlogged = False
         self._outbox = Outbox()
+        # Since when it has not been empty.
+        self._outbox_since = 0.0
         self._own_bytes = 0
         self._watched = 0
         # It has left the state machine; its last answers may still be on their way until the deadline.
@@ -135,6 +79,9 @@ class Connection:
         # Those whose full outboxes keep us from being read, and those that our full outbox keeps from it.
         self._blockers: set[Connection] = set()
         self._blocked: set[Connection] = set()
+        # Since when it keeps others from being read, and what it has fetched since then.
+        self._holding_since = 0.0
+        self._fetched_bytes = 0
 
     # -- life
 
@@ -150,7 +97,7 @@ class Connection:
         """Close the connection; answers that are on their way get a few seconds."""
         if self._is_closing:
             return
-        self._close_deadline = time.monotonic() + CLOSE_TIMEOUT
+        self._close_deadline = self._hub.loop.now + CLOSE_TIMEOUT
         self._leave()
         if self._outbox.n_bytes:
             self._watch()
@@ -161,7 +108,7 @@ class Connection:
         """Close the connection at once."""
         if self._fd < 0:
             return
-        self._outbox.clear()
+        self._clear_outbox()
         self._leave()
         self._hub.connections.discard(self)
         self._hub.loop.forget(self._fd)
@@ -169,17 +116,53 @@ class Connection:
         self._socket.close()
         self._hub.on_closed()
 
+    def give_up(self) -> None:
+        """Let go of what it holds at once, and close it when nobody is in the middle of anything."""
+        self._clear_outbox()
+        self._reader.drop()
+        self._note_half()
+        self._hub.loop.later(self.abort)
+
+    def is_idle(self, now: float) -> bool:
+        """Whether it has said nothing for a while, and has nothing to do here."""
+        peer = self._peer
+        if now - self.last_read < self._hub.limits.least_silence or self._is_closing:
+            return False
+        return not (peer.waiting or peer.running or peer.abilities or self._outbox.n_bytes)
+
     def is_stuck(self, now: float) -> bool:
         """Whether a half packet has been waiting too long for its other half."""
-        if self._is_closing or self._blockers or not self._reader.is_partial:
+        reader, limits = self._reader, self._hub.limits
+        if self._is_closing or self._blockers or self._is_backlogged or not reader.is_partial:
+            return False
+        if not reader.is_in_large_body:
+            return now - self._half_since > limits.header_timeout
+        most = limits.body_timeout + reader.came_bytes / limits.body_rate
+        return now - self.last_read > limits.body_timeout or now - self._half_since > most
+
+    def is_holding(self, now: float) -> bool:
+        """Whether it has kept others from being read for too long."""
+        if not self._blocked or self._blocked == {self}:
             return False
         limits = self._hub.limits
-        timeout = limits.body_timeout if self._reader.is_in_large_body else limits.header_timeout
-        return now - self._last_read > timeout
+        return now - self._holding_since > limits.hold_timeout + self._fetched_bytes / limits.fetch_rate
 
     def is_overdue(self, now: float) -> bool:
         """Whether it is being closed and did not fetch its last answers."""
         return self._is_closing and now > self._close_deadline
+
+    @property
+    def outbox_bytes(self) -> int:
+        """What waits to be fetched."""
+        return self._outbox.n_bytes
+
+    def outbox_weight(self, now: float) -> float:
+        """How much it keeps in its outbox for how long."""
+        return self._outbox.n_bytes * (now - self._outbox_since + _MOMENT)
+
+    def half_weight(self, now: float) -> float:
+        """How much came of a packet, and for how long nothing did."""
+        return self.half_bytes * (now - self.last_read + _MOMENT)
 
     def _leave(self) -> None:
         if self._is_closing:
@@ -190,16 +173,21 @@ class Connection:
             blocker._blocked.discard(self)
         self._blockers.clear()
         self._reader.drop()
+        self._note_half()
         self._hub.machine.disconnect(self._peer)
         self._hub.flush(self)
 
     def _break(self) -> None:
         # Later: whoever sends to us is in the middle of its own packets.
-        self._outbox.clear()
+        self._clear_outbox()
         self._hub.loop.later(self.abort)
 
+    def _clear_outbox(self) -> None:
+        self._hub.note_outbox(-self._outbox.n_bytes)
+        self._outbox.clear()
+
     def _watch(self) -> None:
-        mask = 0 if self._blockers or self._is_closing else READ
+        mask = 0 if self._blockers or self._is_closing or self._is_backlogged else READ
         if self._outbox.n_bytes:
             mask |= WRITE
         if mask == self._watched or self._fd < 0:
@@ -219,7 +207,7 @@ class Connection:
             if watched & WRITE and events != READ and self._outbox.n_bytes:
                 self._write_on()
         except Exception:
-            logger.exception("closing connection %d", self._peer.number)
+            log.exception("closing connection %d", self._peer.number)
             self.abort()
 
     # -- reading
@@ -245,14 +233,15 @@ class Connection:
             reader.feed(data)
         else:
             reader.filled(n_bytes)
+        self.last_read = self._hub.loop.now
         self._handle_packets()
-        if reader.is_partial:
-            self._last_read = time.monotonic()
 
     def _handle_packets(self) -> None:
-        next_packet, handle, peer = self._reader.next_packet, self._hub.machine.handle, self._peer
-        is_more = True
-        while is_more and not self._blockers and not self._is_closing:
+        """Handle what has come, as long as the turn lasts; the rest waits for the next."""
+        hub, peer, clock = self._hub, self._peer, time.monotonic
+        next_packet, handle = self._reader.next_packet, hub.machine.handle
+        is_handled, is_more, is_over, end = False, True, False, clock() + hub.turn_seconds
+        while is_more and not is_over and not self._blockers and not self._is_closing:
             try:
                 for _ in range(PACKETS_PER_FLUSH):
                     packet = next_packet()
@@ -260,18 +249,42 @@ class Connection:
                         is_more = False
                         break
                     handle(peer, packet.command, packet.body)
-                    if packet.command == TEXT_LINE:
-                        # A listing may be very long: look at the outbox before the next one.
+                    is_handled = True
+                    is_over = clock() > end
+                    # A listing may be very long: look at the outbox before the next one.
+                    if is_over or packet.command == TEXT_LINE:
                         break
             except ProtocolError as error:
-                logger.info("closing connection %d: %s", peer.number, error)
+                log.info("closing connection %d: %s", peer.number, error)
                 self._close_after_error()
                 return
             except Exception:
-                logger.exception("closing connection %d", peer.number)
+                log.exception("closing connection %d", peer.number)
                 self._close_after_error()
                 return
-            self._hub.flush(self)
+            hub.flush(self)
+        if is_handled or not self.half_bytes:
+            self._half_since = self.last_read
+        self._note_half()
+        if is_more and is_over and not self._is_closing:
+            self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        self._is_backlogged = True
+        self._hub.note_backlog(1)
+        self._watch()
+        self._hub.loop.later(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._is_backlogged = False
+        self._hub.note_backlog(-1)
+        self._read_again()
+
+    def _note_half(self) -> None:
+        n_bytes = self._reader.held_bytes
+        if n_bytes != self.half_bytes:
+            change, self.half_bytes = n_bytes - self.half_bytes, n_bytes
+            self._hub.note_half(change)
 
     def _close_after_error(self) -> None:
         self._hub.flush(self)
@@ -288,7 +301,9 @@ class Connection:
             pieces = self._send_small(pieces)
             if not pieces:
                 return
+            self._outbox_since = self._hub.loop.now
         self._outbox.put(pieces)
+        self._hub.note_outbox(self._outbox.n_bytes - n_before)
         if sender is self:
             self._own_bytes += self._outbox.n_bytes - n_before
         if not n_before:
@@ -303,7 +318,7 @@ class Connection:
             if sum(map(len, pieces)) > JOIN_BYTES:
                 return pieces
             data = b"".join(map(bytes, pieces))
-        if not isinstance(data, bytes):
+        if not isinstance(data, bytes) or len(data) > JOIN_BYTES:
             return pieces
         try:
             n_sent = self._socket.send(data)
@@ -316,11 +331,15 @@ class Connection:
 
     def _send_parts(self) -> None:
         try:
-            self._outbox.sent(self._socket.sendmsg(self._outbox.chunk()))
+            n_bytes = self._socket.sendmsg(self._outbox.chunk())
         except (BlockingIOError, InterruptedError):
-            pass
+            return
         except OSError:
             self._break()
+            return
+        self._outbox.sent(n_bytes)
+        self._fetched_bytes += n_bytes
+        self._hub.note_outbox(-n_bytes)
 
     def _write_on(self) -> None:
         self._send_parts()
@@ -343,6 +362,8 @@ class Connection:
         else:
             is_too_much = self._outbox.n_bytes > limits.high_water_bytes
         if is_too_much:
+            if not self._blocked:
+                self._holding_since, self._fetched_bytes = self._hub.loop.now, 0
             self._blocked.add(sender)
             sender._blockers.add(self)
             sender._watch()
@@ -356,9 +377,9 @@ class Connection:
         self._blocked.clear()
 
     def _read_again(self) -> None:
-        if self._blockers or self._is_closing:
+        if self._blockers or self._is_closing or self._is_backlogged:
             return
+        # What was not read meanwhile was not its fault.
+        self.last_read = self._half_since = self._hub.loop.now
         self._handle_packets()
-        if not self._blockers and not self._is_closing:
-            self._last_read = time.monotonic()
-            self._watch()
+        self._watch()

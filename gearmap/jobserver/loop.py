@@ -44,7 +44,13 @@ class _Poll:
 
 
 class Loop:
-    """Waits for file descriptors and calls those who watch them."""
+    """Waits for file descriptors and calls those who watch them.
+
+    Attributes
+    ----------
+    now
+        The time (monotonic) at which the wait ended whose events are handled.
+    """
 
     def __init__(self) -> None:
         # Neither asyncio nor `selectors`: what they add to each event costs as much as the state machine.
@@ -52,6 +58,7 @@ class Loop:
         self._callbacks: dict[int, OnEvents] = {}
         self._later: deque[Callable[[], None]] = deque()
         self._is_stopped = False
+        self.now = time.monotonic()
 
     def watch(self, fd: int, mask: int, on_events: OnEvents) -> None:
         """Call `on_events` whenever one of `mask` (READ, WRITE, or both) is possible, or the other end has gone.
@@ -86,17 +93,18 @@ class Loop:
         next_tick = time.monotonic() + delay
         while not self._is_stopped:
             wait = 0.0 if self._later else max(0.0, next_tick - time.monotonic())
-            for fd, events in poll(wait, _MAX_EVENTS):
+            ready = poll(wait, _MAX_EVENTS)
+            self.now = time.monotonic()
+            for fd, events in ready:
                 on_events = callbacks.get(fd)
                 # Whoever was called before may have closed this one.
                 if on_events is not None:
                     on_events(events)
             for _ in range(len(self._later)):
                 self._later.popleft()()
-            now = time.monotonic()
-            if now >= next_tick:
-                next_tick = now + delay
-                tick(now)
+            if self.now >= next_tick:
+                next_tick = self.now + delay
+                tick(self.now)
 
     @contextmanager
     def stopped_by(self, *signals: int) -> Iterator[None]:

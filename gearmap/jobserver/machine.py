@@ -15,7 +15,7 @@ from typing import Final
 
 from gearmap.errors import ProtocolError
 from gearmap.jobserver import protocol as p
-from gearmap.jobserver.admin import answer_line
+from gearmap.jobserver.admin import Listings, answer_line
 from gearmap.jobserver.protocol import (
     Data,
     error_reply,
@@ -77,6 +77,8 @@ class Machine:
         What can be chosen.
     pid
         What `getpid` answers.
+    clock
+        Monotonic seconds, to know how long listings take.
 
     Examples
     --------
@@ -88,9 +90,10 @@ class Machine:
     [[b'\\x00RES\\x00\\x00\\x00\\x11\\x00\\x00\\x00\\x05hello']]
     """
 
-    def __init__(self, options: ServerOptions, *, pid: int = 0) -> None:
+    def __init__(self, options: ServerOptions, *, pid: int = 0, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.table = JobTable(options)
         self._pid = pid
+        self._listings = Listings(clock)
         self._handlers = self._make_handlers()
         # Straight through, because every read of the shell asks.
         self.take_touched = self.table.take_touched
@@ -102,6 +105,10 @@ class Machine:
     def disconnect(self, peer: Peer) -> None:
         """Note that a connection is gone: its jobs are requeued, what it waited for is dropped."""
         self.table.remove_peer(peer)
+
+    def trim(self) -> None:
+        """Let go of what is kept to be quicker."""
+        self._listings.trim()
 
     def handle(self, peer: Peer, command: int, body: Data) -> None:
         """Act on one packet or line of a peer.
@@ -158,7 +165,7 @@ class Machine:
     # -- anybody
 
     def _line(self, peer: Peer, body: Data) -> None:
-        self.table.send(peer, answer_line(self.table, bytes(body), pid=self._pid))
+        self.table.send(peer, answer_line(self.table, bytes(body), pid=self._pid, listings=self._listings))
 
     def _option(self, peer: Peer, body: Data) -> None:
         if body == b"exceptions":

@@ -56,6 +56,23 @@ STATUS_RES_UNIQUE: Final = 42
 
 HIGHEST_COMMAND: Final = 42
 
+# Requests that end in data of any size; the others are short.
+WITH_DATA: Final = frozenset(
+    (
+        SUBMIT_JOB,
+        SUBMIT_JOB_BG,
+        SUBMIT_JOB_HIGH,
+        SUBMIT_JOB_HIGH_BG,
+        SUBMIT_JOB_LOW,
+        SUBMIT_JOB_LOW_BG,
+        WORK_COMPLETE,
+        WORK_DATA,
+        WORK_WARNING,
+        WORK_EXCEPTION,
+        ECHO_REQ,
+    )
+)
+
 # Stand where a packet has its command number: a line of the admin protocol, and a packet with the magic of responses.
 TEXT_LINE: Final = -1
 RESPONSE_MAGIC: Final = -2
@@ -64,7 +81,7 @@ HEADER_BYTES: Final = 12
 REQUEST_MAGIC: Final = b"\0REQ"
 REPLY_MAGIC: Final = b"\0RES"
 
-# Function, unique and handle stand at the beginning of a body and are short; what is longer costs a copy of the body.
+# Function, unique and handle stand at the beginning of a body and are short; longer ones are not looked for.
 MAX_ARGS_BYTES: Final = 16 * 1024
 
 HEADER: Final = Struct(">4sII")
@@ -93,7 +110,7 @@ def split_data(body: Data, n_args: int) -> tuple[list[bytes], Data] | None:
         return parts, data
     parts = bytes(body.views[0][:MAX_ARGS_BYTES]).split(b"\0", n_args)
     if len(parts) <= n_args:
-        return split_data(bytes(body), n_args)
+        return None
     parts.pop()
     return parts, body.behind(sum(map(len, parts)) + n_args)
 

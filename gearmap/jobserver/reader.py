@@ -17,10 +17,12 @@ from gearmap.jobserver.protocol import (
     HEADER,
     HEADER_BYTES,
     HIGHEST_COMMAND,
+    MAX_ARGS_BYTES,
     REPLY_MAGIC,
     REQUEST_MAGIC,
     RESPONSE_MAGIC,
     TEXT_LINE,
+    WITH_DATA,
     Data,
 )
 
@@ -33,6 +35,9 @@ MAX_LINE_BYTES: Final = 8191
 # From here on a body gets memory of its own: exactly its size below a block, else blocks of a pool. Lower: more objects
 # per packet; higher: more copying.
 LARGE_BODY_BYTES: Final = 65536
+# A large body gets its memory, or its first block, when one byte in so many has come. Larger: who announces and does
+# not send takes more memory; smaller: more copying. An honest sender's first read is a sixteenth of a block.
+MEMORY_AHEAD: Final = 32
 
 
 class Packet(NamedTuple):
@@ -85,6 +90,11 @@ class _LargeBody:
             return LargeData(self._blocks)
         return LargeData.in_blocks(self._pool, self._blocks, self.size)
 
+    @property
+    def held_bytes(self) -> int:
+        """The memory that it has."""
+        return self.size if self.size <= BLOCK_BYTES else len(self._blocks) * BLOCK_BYTES
+
     def drop(self) -> None:
         """Give the memory back; the rest will not come."""
         if self.size > BLOCK_BYTES:
@@ -123,6 +133,16 @@ class PacketReader:
         """Whether the packet under way is one with memory of its own."""
         return self._body is not None
 
+    @property
+    def held_bytes(self) -> int:
+        """The memory of what has come and was not given out."""
+        return len(self._buffer) - self._pos + (self._body.held_bytes if self._body is not None else 0)
+
+    @property
+    def came_bytes(self) -> int:
+        """How much has come of the packet under way."""
+        return len(self._buffer) - self._pos + (self._body.size - self._body.n_missing if self._body is not None else 0)
+
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the stream; not while `vacancy` is there."""
         if self._pos == len(self._buffer):
@@ -160,6 +180,8 @@ class PacketReader:
         buffer, pos = self._buffer, self._pos
         available = len(buffer) - pos
         if available == 0:
+            # Not kept: a connection that waits for its next packet needs no buffer.
+            self._buffer, self._pos = b"", 0
             return None
         if buffer[pos] != 0:
             return self._next_line()
@@ -172,14 +194,15 @@ class PacketReader:
             command = RESPONSE_MAGIC
         elif command > HIGHEST_COMMAND:
             raise ProtocolError(f"unknown command number {command}")
-        if size > self._max_body_bytes:
-            raise ProtocolError(f"a packet of {size} bytes; at most {self._max_body_bytes} are accepted")
+        most = self._max_body_bytes if command in WITH_DATA else MAX_ARGS_BYTES
+        if size > most:
+            raise ProtocolError(f"command {command} of {size} bytes; at most {most} are accepted")
         begin = pos + HEADER_BYTES
         end = begin + size
         if end <= len(buffer):
             self._pos = end
             return Packet(command, bytes(buffer[begin:end]))
-        if size >= LARGE_BODY_BYTES:
+        if size >= LARGE_BODY_BYTES and (available - HEADER_BYTES) * MEMORY_AHEAD >= min(size, BLOCK_BYTES):
             self._begin_large_body(command, size, begin)
         return None
 

@@ -9,10 +9,11 @@ options) are set by `machine`.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from gearmap.jobserver.limits import Stock
 from gearmap.jobserver.protocol import Data
 
 __all__ = ["HIGH", "LOW", "NORMAL", "Function", "Job", "JobState", "Peer", "ServerOptions"]
@@ -35,11 +36,14 @@ class ServerOptions:
     wake_one
         Whether a job wakes one sleeping worker and not all of its function. It is for servers whose workers have no
         other and live and die with them: then a GRAB may wait, too.
+    stock
+        How much is kept.
     """
 
     host_name: bytes = b"embedded"
     job_retries: int = 5
     wake_one: bool = False
+    stock: Stock = field(default_factory=Stock)
 
 
 class JobState(Enum):

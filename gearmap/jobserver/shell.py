@@ -13,20 +13,25 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Final
 
-from gearmap.jobserver.connection import Connection, Hub, Limits
+from gearmap.jobserver.connection import Connection
+from gearmap.jobserver.hub import Hub
+from gearmap.jobserver.limits import Limits
 from gearmap.jobserver.loop import READ, Loop
 from gearmap.jobserver.machine import Machine
 from gearmap.jobserver.records import ServerOptions
+from gearmap.rarelog import RareLog
 
 __all__ = ["Limits", "serve"]
 
 logger = logging.getLogger(__name__)
+log = RareLog(logger)
 
 # Connections taken in one turn. Larger: less waiting when hundreds come at once; smaller: better turns for the others.
-ACCEPTS_PER_TURN: Final = 64
+ACCEPTS_PER_TURN: Final = 16
 
 
 class _Acceptor:
@@ -53,18 +58,22 @@ class _Acceptor:
                 return
             except OSError as error:
                 # No file descriptors, no memory: until a connection is closed, or the next look at the clock.
-                logger.error("cannot accept a connection: %s", error)
+                log.error("cannot accept a connection: %s", error)
                 self._loop.forget(self._listener.fileno())
                 self._is_watched = False
                 return
-            self._start(self.hub, sock, address)
+            if self.hub.has_room():
+                self._start(self.hub, sock, address)
+            else:
+                log.warning("refusing connections: all %d are in use", len(self.hub.connections))
+                sock.close()
 
     def _start(self, hub: Hub, sock: socket.socket, address: tuple[object, ...]) -> None:
         connection = Connection(hub, sock, str((address or ("?",))[0]).encode())
         try:
             connection.start()
         except OSError as error:
-            logger.info("a connection ended before it began: %s", error)
+            log.info("a connection ended before it began: %s", error)
             connection.abort()
             return
         logger.debug("a connection from %s", address)
@@ -96,7 +105,8 @@ def serve(
     loop = Loop()
     listener.setblocking(False)
     acceptor = _Acceptor(listener, loop)
-    hub = Hub(machine=Machine(options, pid=os.getpid()), limits=limits or Limits(), loop=loop, on_closed=acceptor.watch)
+    machine = Machine(options, pid=os.getpid(), clock=time.monotonic)
+    hub = Hub(machine=machine, limits=limits or Limits(), loop=loop, on_closed=acceptor.watch)
     acceptor.hub = hub
 
     def tick(now: float) -> None:

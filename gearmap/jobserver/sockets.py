@@ -8,6 +8,7 @@ Rule 1: nothing here waits.
 from __future__ import annotations
 
 import socket
+import sys
 from typing import Final
 
 __all__ = ["BACKLOG", "listen", "raise_file_limit", "tune"]
@@ -33,16 +34,18 @@ def tune(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def raise_file_limit() -> None:
-    """Allow as many connections as the system lets this user have."""
+def raise_file_limit() -> int:
+    """Allow as many open files as the system lets this user have; return how many."""
     import resource
 
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
     except (ValueError, OSError):
         # macOS reports "unlimited" and accepts less; the soft limit then stays.
         pass
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -6,7 +6,8 @@ What lives here: queues, ownership, coalescing, wake-ups, the two indexes. What 
 Rule 1: a job is in exactly one place: queued in its function, running on one peer, or gone.
 Rule 2: every place that names a job is left when the job goes, except the queue, whose dead entries are skipped when
 met and swept when they are the greater part.
-Rule 3: what a peer shall be sent is appended to its `out`, in order; whoever feeds the state collects it by `touched`.
+Rule 3: what all peers together leave here is bounded (`limits.Stock`), and counted where it comes and goes.
+Rule 4: what a peer shall be sent is appended to its `out`, in order; whoever feeds the state collects it by `touched`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from gearmap.errors import ProtocolError
 from gearmap.jobserver.protocol import JOB_ASSIGN_UNIQ, NO_JOB, NOOP, WORK_FAIL, Data, reply, reply_head
 from gearmap.jobserver.records import HIGH, LOW, NORMAL, Function, Job, JobState, Peer, ServerOptions
 
@@ -23,6 +25,14 @@ PRIORITIES: Final = (HIGH, NORMAL, LOW)
 
 # Below this number of dead entries sweeping a queue costs more than it frees.
 MIN_DEAD_TO_SWEEP: Final = 64
+
+# What a job, a function, and one peer's serving a function count beyond their bytes.
+JOB_BYTES: Final = 1024
+FUNCTION_BYTES: Final = 512
+ABILITY_BYTES: Final = 64
+
+# Up to here large data with the unique `-` is compared. Larger: whoever sends it holds the others up for longer.
+MAX_COMPARED_BYTES: Final = 64 << 20
 
 NOOP_PACKET: Final = reply(NOOP)
 NO_JOB_PACKET: Final = reply(NO_JOB)
@@ -40,6 +50,9 @@ class JobTable:
         self.by_unique: dict[bytes, tuple[Job, ...]] = {}
         self.by_data: dict[tuple[bytes, bool, bytes], Job] = {}
         self.touched: list[Peer] = []
+        # Functions without jobs and workers, longest so first: they are forgotten when room is needed.
+        self.idle: dict[Function, None] = {}
+        self.jobs_bytes = self.names_bytes = self.abilities_bytes = 0
         self._handle_prefix = b"H:" + options.host_name + b":"
         self._last_number = 0
 
@@ -93,16 +106,46 @@ class JobTable:
 
     # -- abilities and sleep
 
-    def function(self, name: bytes) -> Function:
-        """Return the function of this name; a new one if there is none."""
+    def function(self, name: bytes) -> Function | None:
+        """Return the function of this name; a new one if there is none; None if there are too many."""
         function = self.functions.get(name)
         if function is None:
+            n_bytes = len(name) + FUNCTION_BYTES
+            most = self.options.stock.max_names_bytes - n_bytes
+            while self.names_bytes > most:
+                if not self.idle:
+                    return None
+                self._forget(next(iter(self.idle)))
             function = self.functions[name] = Function(name)
+            self.names_bytes += n_bytes
+            self.idle[function] = None
         return function
 
+    def _forget(self, function: Function) -> None:
+        del self.functions[function.name]
+        del self.idle[function]
+        self.names_bytes -= len(function.name) + FUNCTION_BYTES
+
+    def _note_idle(self, function: Function) -> None:
+        if not function.workers and not function.n_total:
+            self.idle[function] = None
+
     def add_ability(self, peer: Peer, name: bytes) -> None:
-        """Let a peer serve a function, before the others that it serves."""
+        """Let a peer serve a function, before the others that it serves.
+
+        Raises
+        ------
+        ProtocolError
+            If it, or all peers together, serve too many.
+        """
+        stock, n_bytes = self.options.stock, len(name) + ABILITY_BYTES
+        if len(peer.abilities) >= stock.max_abilities:
+            raise ProtocolError(f"more than {stock.max_abilities} functions of one connection")
         function = self.function(name)
+        if function is None or self.abilities_bytes + n_bytes > stock.max_abilities_bytes:
+            raise ProtocolError("more functions than this server keeps")
+        self.abilities_bytes += n_bytes
+        self.idle.pop(function, None)
         function.workers[peer] = function.workers.get(peer, 0) + 1
         peer.abilities.appendleft(function)
         if peer.is_sleeping:
@@ -115,13 +158,16 @@ class JobTable:
         function = self.functions.get(name)
         if function is None or peer not in function.workers:
             return
+        rest = deque(f for f in peer.abilities if f is not function)
+        self.abilities_bytes -= (len(name) + ABILITY_BYTES) * (len(peer.abilities) - len(rest))
+        peer.abilities = rest
         self._forget_worker(function, peer)
-        peer.abilities = deque(f for f in peer.abilities if f is not function)
         self._give_back(peer, [job for job in peer.running if job.function is function])
 
     def remove_abilities(self, peer: Peer) -> None:
         """Let a peer serve nothing; all that it runs is requeued."""
         for function in peer.abilities:
+            self.abilities_bytes -= len(function.name) + ABILITY_BYTES
             self._forget_worker(function, peer)
         peer.abilities.clear()
         self._give_back(peer, list(peer.running))
@@ -163,6 +209,7 @@ class JobTable:
     def _forget_worker(self, function: Function, peer: Peer) -> None:
         function.workers.pop(peer, None)
         function.sleepers.pop(peer, None)
+        self._note_idle(function)
 
     def _wake(self, function: Function) -> None:
         while function.sleepers and function.n_waiting:
@@ -201,12 +248,22 @@ class JobTable:
 
         Returns None if the queue is full.
         """
-        function = self.function(name)
-        data_key = _data_key(name, data) if unique == b"-" else None
+        stock, function = self.options.stock, self.function(name)
+        if function is None:
+            return None
+        data_key = _data_key(name, data) if unique == b"-" and len(data) <= MAX_COMPARED_BYTES else None
         job = self._find_equal(function, unique, data_key)
         if job is None:
             limit = function.limits[priority]
             if limit and function.n_total >= limit:
+                return None
+            # However large the one job is that the server has.
+            n_bytes = self.jobs_bytes + len(data)
+            if len(self.jobs) >= stock.max_jobs or (n_bytes > stock.max_jobs_bytes and self.jobs):
+                return None
+            if len(self.by_unique.get(unique, ())) >= stock.max_namesakes:
+                return None
+            if not background and len(client.waiting) >= stock.max_awaited:
                 return None
             job = self._new_job(function, unique, data, priority, background)
             if data_key is not None:
@@ -216,6 +273,8 @@ class JobTable:
                 self._join(job, client)
             self._enqueue(job)
         elif not background:
+            if len(job.clients) >= stock.max_waits:
+                return None
             self._join(job, client)
         return job
 
@@ -225,6 +284,8 @@ class JobTable:
         The function that gave goes to the end of the worker's turn.
         """
         self.wake_up(worker)
+        if len(worker.running) >= self.options.stock.max_held:
+            return None
         for function in worker.abilities:
             if function.n_waiting:
                 break
@@ -267,8 +328,10 @@ class JobTable:
             client.waiting.pop(job, None)
         job.clients = []
         # A dead entry of a queue must not keep its payload.
+        self.jobs_bytes -= len(job.data) + JOB_BYTES
         job.data = b""
         self._unindex(job)
+        self._note_idle(function)
 
     def fail(self, job: Job) -> None:
         """Tell the clients of a job that it failed, and remove it."""
@@ -296,13 +359,15 @@ class JobTable:
         function = self.functions[name]
         if function.workers or function.n_total:
             return False
-        del self.functions[name]
+        self._forget(function)
         return True
 
     def _new_job(self, function: Function, unique: bytes, data: Data, priority: int, background: bool) -> Job:
         self._last_number += 1
         job = Job(b"%s%d" % (self._handle_prefix, self._last_number), function, unique, data, priority, background)
         self.jobs[job.handle] = job
+        self.jobs_bytes += len(data) + JOB_BYTES
+        self.idle.pop(function, None)
         if unique and unique != b"-":
             self.by_unique[unique] = (*self.by_unique.get(unique, ()), job)
         return job

@@ -85,8 +85,25 @@ ALLOWED_DIFFERENCES = {
     ),
     "half-packets-time-out": Difference(
         gearmand="waits for ever for the rest of a packet",
-        ours="closes the connection after 30 s without a byte, 300 s inside a large body",
-        why="half packets hold memory",
+        ours="closes the connection if a small packet takes 30 s, or a large body is silent for 300 s or slower than "
+        "4 kB/s by so much",
+        why="half packets hold memory, and bytes that come one by one hold everybody up",
+    ),
+    "stock-is-bounded": Difference(
+        gearmand="keeps as many jobs, functions and connections as memory and file descriptors last",
+        ours="has limits for each (`jobserver.limits`): jobs above them are answered `Job queue is full`, functions "
+        "that nobody uses are forgotten, idle connections closed",
+        why="one peer must not end what others have here",
+    ),
+    "only-data-is-long": Difference(
+        gearmand="accepts a packet of any command up to 4 GiB",
+        ours="closes the connection at the header of one that is longer than 16 KiB and has no data at its end",
+        why="it would be received, copied and thrown away",
+    ),
+    "long-listings-are-kept": Difference(
+        gearmand="makes every listing anew",
+        ours="one that took 5 ms or longer is given again, for fifteen times as long as it took",
+        why="whoever asks for long listings all the time takes a third of the server, not all of it",
     ),
     "slow-readers-hold-back": Difference(
         gearmand="keeps all output for a client that does not read",

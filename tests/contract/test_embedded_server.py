@@ -24,7 +24,7 @@ from gearmap.jobserver import machine, shell
 from gearmap.jobserver.records import ServerOptions
 from gearmap.jobserver.sockets import listen
 
-def answer_line(table, line, *, pid):
+def answer_line(table, line, **_):
     if line == b"boom":
         raise RuntimeError("a defect")
     return b"OK\\n"

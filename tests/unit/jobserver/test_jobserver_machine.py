@@ -14,7 +14,7 @@ from gearmap.jobserver import protocol as p
 from gearmap.jobserver.blocks import LargeData
 from gearmap.jobserver.machine import WAITING_GRABS, Machine
 from gearmap.jobserver.records import JobState, Peer, ServerOptions
-from gearmap.jobserver.state import MIN_DEAD_TO_SWEEP
+from gearmap.jobserver.state import ABILITY_BYTES, FUNCTION_BYTES, JOB_BYTES, MIN_DEAD_TO_SWEEP
 
 
 class Bench:
@@ -121,6 +121,14 @@ def check_invariants(table):
             assert (peer in function.sleepers) == peer.is_sleeping
             assert not (peer.is_waiting and function.n_waiting)
         assert peer.is_sleeping or not peer.is_waiting
+    for function in table.functions.values():
+        is_idle = not function.workers and not function.n_total
+        assert (function in table.idle) == is_idle
+    assert set(table.idle) <= set(table.functions.values())
+    assert table.jobs_bytes == sum(len(job.data) + JOB_BYTES for job in table.jobs.values())
+    assert table.names_bytes == sum(len(name) + FUNCTION_BYTES for name in table.functions)
+    served = [function for peer in table.peers for function in peer.abilities]
+    assert table.abilities_bytes == sum(len(function.name) + ABILITY_BYTES for function in served)
     assert sum(map(len, table.by_unique.values())) == sum(job.unique not in (b"", b"-") for job in table.jobs.values())
     assert all(job.handle in table.jobs for job in table.by_data.values())
 

@@ -16,12 +16,13 @@ from gearmap.jobserver.protocol import (
     MAX_ARGS_BYTES,
     RESPONSE_MAGIC,
     TEXT_LINE,
+    WITH_DATA,
     leading_int,
     reply,
     split_args,
     split_data,
 )
-from gearmap.jobserver.reader import LARGE_BODY_BYTES, MAX_LINE_BYTES, PacketReader
+from gearmap.jobserver.reader import LARGE_BODY_BYTES, MAX_LINE_BYTES, MEMORY_AHEAD, PacketReader
 
 
 def packet(command, body, magic=b"\0REQ"):
@@ -74,7 +75,8 @@ BODIES = st.one_of(
 )
 ITEMS = st.lists(
     st.one_of(
-        st.tuples(st.integers(0, HIGHEST_COMMAND), BODIES),
+        st.tuples(st.integers(0, HIGHEST_COMMAND), st.binary(max_size=200)),
+        st.tuples(st.sampled_from(sorted(WITH_DATA)), BODIES),
         st.tuples(
             st.just(TEXT_LINE),
             st.binary(min_size=1, max_size=80).filter(lambda line: line[0] != 0 and not set(line) & {10, 13}),
@@ -132,10 +134,46 @@ def test_an_announced_length_allocates_nothing():
     reader = PacketReader(max_body_bytes=2**32)
     reader.feed(b"\0REQ" + struct.pack(">II", 16, 2**32 - 1) + b"first bytes")
     assert reader.next_packet() is None
+    assert reader.held_bytes == 12 + len(b"first bytes")
+    reader.feed(bytes(LARGE_BODY_BYTES // 2))
+    assert reader.next_packet() is None
     assert reader.is_in_large_body
     vacancy = reader.vacancy()
     assert vacancy is not None
     assert len(vacancy) <= BLOCK_BYTES
+    assert reader.held_bytes == BLOCK_BYTES
+
+
+@pytest.mark.parametrize("size", [LARGE_BODY_BYTES, BLOCK_BYTES, 2**31 - 1])
+def test_who_announces_much_and_sends_little_takes_little(size):
+    reader = PacketReader()
+    came = min(size, BLOCK_BYTES) // MEMORY_AHEAD
+    for byte in b"\0REQ" + struct.pack(">II", 7, size) + bytes(came - 1):
+        reader.feed(bytes([byte]))
+        assert reader.next_packet() is None
+        assert reader.held_bytes <= 12 + came
+    reader.feed(b"\0")
+    assert reader.next_packet() is None
+    assert reader.came_bytes == came
+    assert reader.held_bytes == min(size, BLOCK_BYTES)
+
+
+@given(st.integers(0, HIGHEST_COMMAND), st.integers(MAX_ARGS_BYTES + 1, 2**32 - 1))
+def test_only_what_ends_in_data_may_be_long(command, size):
+    reader = PacketReader()
+    reader.feed(b"\0REQ" + struct.pack(">II", command, size))
+    if command in WITH_DATA and size < 2**31:
+        assert reader.next_packet() is None
+    else:
+        with pytest.raises(ProtocolError, match=f"command {command} of {size} bytes"):
+            reader.next_packet()
+
+
+def test_a_connection_between_two_packets_holds_no_buffer():
+    reader = PacketReader()
+    assert receive(reader, packet(16, b"x" * 60_000)) == [(16, b"x" * 60_000)]
+    assert reader.held_bytes == 0
+    assert reader._buffer == b""
 
 
 def test_a_body_above_the_limit_is_refused_at_its_header():
@@ -149,7 +187,7 @@ def test_a_body_above_the_limit_is_refused_at_its_header():
 @pytest.mark.parametrize("size", [LARGE_BODY_BYTES, 3 * BLOCK_BYTES])
 def test_a_large_body_is_handed_over_where_it_was_received(size):
     reader = PacketReader()
-    reader.feed(packet(13, b"h\0" + b"x" * size)[:100])
+    reader.feed(packet(13, b"h\0" + b"x" * size)[: LARGE_BODY_BYTES // 2 + 100])
     assert reader.next_packet() is None
     buffers = []
     while (vacancy := reader.vacancy()) is not None:
@@ -186,9 +224,9 @@ def test_what_came_of_a_body_is_dropped_with_its_connection():
     assert pool.spare_bytes == 3 * BLOCK_BYTES
 
 
-def test_arguments_that_are_longer_than_any_sensible_one_are_still_found():
+def test_arguments_that_are_longer_than_any_sensible_one_are_not_looked_for():
     (body,) = receive_bodies(PacketReader(), packet(7, b"f" * MAX_ARGS_BYTES + b"\0u\0" + b"x" * LARGE_BODY_BYTES))
-    assert split_data(body, 2) == ([b"f" * MAX_ARGS_BYTES, b"u"], b"x" * LARGE_BODY_BYTES)
+    assert split_data(body, 2) is None
 
 
 def test_the_magic_of_responses_is_told_apart():
