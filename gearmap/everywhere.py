@@ -157,7 +157,7 @@ def _describe(listed: dict[Any, dict[str, int]], session: Session) -> list[_Node
     python = ".".join(map(str, session.lane.python))
     serving = []
     for node, answer in zip(nodes, ask_nodes(questions, session, timeout=ANSWER_SECONDS), strict=True):
-        if answer is not None and answer["python"] == python and session.lane.queue in answer["queues"]:
+        if answer and answer["ok"] and answer["python"] == python and session.lane.queue in answer["queues"]:
             node.described = answer
             serving.append(node)
     return serving

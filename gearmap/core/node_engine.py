@@ -345,7 +345,7 @@ class NodeEngine:
 
     def _on_job(self, event: ne.JobTaken, now: float, out: list[ne.Instruction]) -> None:
         self._end(event.worker)
-        if event.expired:
+        if event.expired and not event.avoided:
             out.append(ne.AnswerNotRun(event.worker, ne.NodeReason.EXPIRED))
             return
         if self._draining and event.worker < self._workers:

@@ -27,7 +27,7 @@ from gearmap.core.retry import (
     after_loss,
     after_refusal,
     decide,
-    fetch_delay,
+    refusal_delay,
     retry_delay,
 )
 
@@ -174,10 +174,11 @@ class Reruns:
         met = attempt.history
         if kind is ev.NotRunKind.CANNOT_LOAD and not is_loaded:
             met = self._with_all_lacking(attempt, worker or "")
-        history = after_refusal(met, kind, worker or "", workers=workers)
+        history = after_refusal(met, kind, worker or "", workers=workers, is_loaded=is_loaded)
         if history is not None:
-            if kind is ev.NotRunKind.NO_BLOB:
-                self._put_later(now + fetch_delay(history), _Rerun(rest, history))
+            delay = refusal_delay(history) if kind in (ev.NotRunKind.NO_BLOB, ev.NotRunKind.EXPIRED) else 0.0
+            if delay:
+                self._put_later(now + delay, _Rerun(rest, history))
             else:
                 self._put_first([_Rerun(rest, history)])
             return True

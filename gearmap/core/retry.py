@@ -21,7 +21,7 @@ __all__ = [
     "after_loss",
     "after_refusal",
     "decide",
-    "fetch_delay",
+    "refusal_delay",
     "retry_delay",
 ]
 
@@ -34,8 +34,8 @@ LONGEST_DELAY = 30.0
 JITTER = 0.25
 
 # How often one chunk may be answered that the worker was to be avoided (then the list is dropped), or that the job
-# expired (then the clocks are wrong). Also the workers that must be unable to load the function before its tasks fail,
-# while nobody knows how many workers there are.
+# expired while nobody has run any (then the clocks are wrong). Also the workers that must be unable to load the
+# function before its tasks fail, while nobody knows how many workers there are.
 MAX_REFUSALS = 2
 
 # How often a node may fail to fetch what a chunk needs before its tasks fail, and how long (seconds) the chunk waits
@@ -159,7 +159,9 @@ def after_loss(history: History) -> History:
     return replace(history, avoid=history.lacking, avoided=0, expired=0)
 
 
-def after_refusal(history: History, kind: NotRunKind, worker: str, *, workers: int | None) -> History | None:
+def after_refusal(
+    history: History, kind: NotRunKind, worker: str, *, workers: int | None, is_loaded: bool = False
+) -> History | None:
     """Return the history with which a chunk that `worker` refused goes again, or None if it does not.
 
     A worker that cannot load the function answers at once, so it meets far more chunks than the workers that are busy
@@ -181,9 +183,10 @@ def after_refusal(history: History, kind: NotRunKind, worker: str, *, workers: i
             return replace(history, avoid=(), avoided=0)
         return replace(history, avoided=history.avoided + 1)
     if kind is NotRunKind.EXPIRED:
-        if history.expired + 1 >= MAX_REFUSALS:
+        # Once anybody has run the function, the clock that is wrong is that worker's, and others may be busy.
+        if history.expired + 1 >= MAX_REFUSALS and not is_loaded:
             return None
-        return replace(history, expired=history.expired + 1)
+        return replace(history, expired=history.expired + 1, avoid=(*history.lacking, worker), avoided=0)
     if kind is NotRunKind.NO_BLOB:
         if history.unfetched + 1 >= MAX_FETCHES:
             return None
@@ -191,10 +194,13 @@ def after_refusal(history: History, kind: NotRunKind, worker: str, *, workers: i
     return after_loss(history)
 
 
-def fetch_delay(history: History) -> float:
-    """Return how long a chunk waits whose worker could not fetch what it needs.
+def refusal_delay(history: History) -> float:
+    """Return how long a chunk waits whose worker could not fetch what it needs, or has a wrong clock.
 
-    >>> [fetch_delay(History(unfetched=times)) for times in (1, 2, 4)]
+    >>> [refusal_delay(History(unfetched=times)) for times in (1, 2, 4)]
     [1.0, 2.0, 8.0]
+    >>> [refusal_delay(History(expired=times)) for times in (1, 2, 4)]
+    [0.0, 1.0, 4.0]
     """
-    return min(LONGEST_DELAY, _FETCH_DELAY * 2.0 ** (history.unfetched - 1))
+    times = max(history.unfetched, history.expired - 1)
+    return min(LONGEST_DELAY, _FETCH_DELAY * 2.0 ** (times - 1)) if times > 0 else 0.0

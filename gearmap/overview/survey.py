@@ -78,7 +78,7 @@ def describe_nodes(
         return {}
     questions = [Question(address, node, {"op": "describe"}) for node, address in homes.items()]
     told = ask_nodes(questions, session, timeout=NODE_SECONDS)
-    return {question.node: answer for question, answer in zip(questions, told, strict=True) if answer is not None}
+    return {question.node: answer for question, answer in zip(questions, told, strict=True) if answer and answer["ok"]}
 
 
 def _served(answer: ServerAnswer) -> Iterable[str]:

@@ -19,6 +19,7 @@ from gearmap.errors import WireError
 from gearmap.runtime.keyring import key_id_of
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.privatelanes import PrivateLanes
+from gearmap.runtime.wording import clock_time
 from gearmap.transport.events import AssignedJob, JobAssigned
 from gearmap.transport.worker import WorkerLinks
 from gearmap.wire import envelope, seal
@@ -79,8 +80,8 @@ class ControlDesk:
             session_key = self._settings.keys.session(key_id, prefix.session_id)
             key = seal.job_key(session_key, unique)
             request = json.loads(envelope.open_header(job.data, prefix, key, context))
-            if time.time() > prefix.expiry or not isinstance(request, dict):
-                raise WireError("an old or malformed control request")
+            if not isinstance(request, dict):
+                raise WireError("a malformed control request")
         except (WireError, ValueError) as error:
             logger.warning("control request refused: %s", error, extra={"action": "refuse_control"})
             self.links.fail(job)
@@ -93,11 +94,13 @@ class ControlDesk:
             execution_id=execution_id,
             expiry=prefix.expiry,
             context=context,
-            header=json.dumps(self._perform(request, key_id)).encode(),
+            header=json.dumps(self._perform(request, key_id, prefix.expiry)).encode(),
         )
         self.links.complete(job, message.to_bytes())
 
-    def _perform(self, request: dict[str, Any], key_id: str) -> dict[str, Any]:
+    def _perform(self, request: dict[str, Any], key_id: str, expiry: int) -> dict[str, Any]:
+        if time.time() > expiry:
+            return {"ok": False, "error": f"the request is too old: it is {clock_time(time.time())} here"}
         match request:
             case {"op": "describe"}:
                 return {"ok": True, **self._describe()}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from gearmap.core import events as ev
 from gearmap.errors import ClockSkew, ClusterBroken, GearmapError, RemoteTraceback, TaskError, TaskTimeout, WorkerLost
 from gearmap.runtime.sentcall import SentCall
+from gearmap.runtime.wording import clock_time
 from gearmap.wire.failure import TaskFailure
 from gearmap.wire.printed import NO_OUTPUT, Output
 
@@ -85,10 +86,13 @@ def _guess(detail: str) -> str:
     return "; out of memory?" if detail.startswith("SIGKILL") else ""
 
 
-def broken_run(news: ev.BreakRun) -> GearmapError:
-    """Return the error of a run that cannot go on."""
+def broken_run(news: ev.BreakRun, now: float) -> GearmapError:
+    """Return the error of a run that cannot go on; `now` is wall time in seconds."""
     if news.kind is not ev.NotRunKind.INITIALIZER_FAILED:
-        return ClockSkew(f"client and worker clocks are too far apart: {news.detail}")
+        return ClockSkew(
+            f"client and worker clocks are too far apart: {news.detail}, and {clock_time(now)} here; jobs are good for "
+            "a day: set the clock that is wrong"
+        )
     on = "" if news.worker is None else f" on {news.worker}"
     error = ClusterBroken(f"the initializer failed{on}: {news.detail}")
     if isinstance(news.failure, TaskFailure):

@@ -9,6 +9,7 @@ import time
 
 from gearmap.core import node_events as ne
 from gearmap.errors import SerializationError
+from gearmap.runtime.wording import clock_time
 from gearmap.runtime.work import Work
 from gearmap.wire.outcome import NotRun, NotRunReason, Outcome, Printed, TaskFailure, describe_exception
 
@@ -32,7 +33,7 @@ def refusal(answer: ne.AnswerNotRun, work: Work, worker: str) -> Outcome:
     reason = _REASONS[answer.reason]
     detail = answer.detail
     if reason is NotRunReason.EXPIRED:
-        detail = f"the clock of {worker} says {time.time():.0f}, the job was good until {work.prefix.expiry}"
+        detail = f"it is {clock_time(time.time())} on {worker}"
     failures: tuple[TaskFailure, ...] = ()
     if reason is NotRunReason.BLOB_UNAVAILABLE:
         failures = (describe_exception(SerializationError(detail), 0),)

@@ -35,6 +35,7 @@ from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.sentcall import SentCall
 from gearmap.runtime.stopping import STOP_TOKEN, stop_requests
 from gearmap.runtime.tenancy import Tenancy
+from gearmap.runtime.wording import clock_time
 from gearmap.transport.events import (
     Connected,
     ConnectFailed,
@@ -134,6 +135,7 @@ class Run:
         self._newest_function: Hashable = None
         self._seconds: dict[Hashable, float] = {}
         self._sent: dict[int, OutcomeReader] = {}
+        self._expired = False  # whether any job was refused so
         self._inquiry = Inquiry(engine, self._sent, self.links)
         self._inbox: list[ev.Input] = []
         self._outbox: dict[int, list[JobRequest]] = {}
@@ -383,6 +385,11 @@ class Run:
         self._live.show(token, reader, now)
         for event, batches in opened:
             if isinstance(event, ev.OutcomeArrived):
+                if event.not_run is not None and event.not_run.reason is ev.NotRunKind.EXPIRED and not self._expired:
+                    self._expired, ours = True, clock_time(time.time())
+                    logger.warning(
+                        "a clock is wrong: %s, and %s here", event.not_run.detail, ours, extra={"action": "expired"}
+                    )
                 self._deliver(reader, event, batches, now)
             else:
                 events.append(event)
@@ -486,7 +493,7 @@ class Run:
     def _break(self, instruction: ev.BreakRun, again: list[ev.Input]) -> None:
         if instruction.kind is ev.NotRunKind.INITIALIZER_FAILED:
             self.is_broken_for_good = True
-        self.consumer.broken(broken_run(instruction))
+        self.consumer.broken(broken_run(instruction, time.time()))
 
     def _end(self, instruction: ev.RunEnded, again: list[ev.Input]) -> None:
         self._close()

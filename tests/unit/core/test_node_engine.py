@@ -470,12 +470,17 @@ def test_an_avoided_job_that_is_stopped_is_given_back_at_once() -> None:
     assert engine.handle(StopExecution(ONE), 1.1) == [AnswerNotRun(0, NodeReason.STOPPED)]
 
 
-@pytest.mark.parametrize("avoided", [False, True])
-def test_an_expired_job_is_answered_at_once(avoided: bool) -> None:
+def test_an_expired_job_is_answered_at_once() -> None:
     engine = started()
-    out = engine.handle(JobTaken(0, ONE, expired=True, avoided=avoided), 1.0)
+    out = engine.handle(JobTaken(0, ONE, expired=True), 1.0)
     assert out == [AnswerNotRun(0, NodeReason.EXPIRED)]
     assert engine.busy == 0
+
+
+def test_a_worker_with_a_wrong_clock_holds_what_avoids_it_so_that_others_get_it() -> None:
+    engine = started()
+    assert engine.handle(JobTaken(0, ONE, expired=True, avoided=True), 1.0) == []
+    assert ticks(engine, 60.0) == [(1.0 + AVOID_DELAY, AnswerNotRun(0, NodeReason.AVOIDED))]
 
 
 # -------------------------------------------------------------------------------------------------------------- drain

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from gearmap.core.events import NotRunKind
-from gearmap.core.retry import MAX_FETCHES, History, RetryPolicy, Verdict, after_loss, after_refusal, decide
+from gearmap.core.retry import (
+    MAX_FETCHES,
+    History,
+    RetryPolicy,
+    Verdict,
+    after_loss,
+    after_refusal,
+    decide,
+    refusal_delay,
+)
 
 
 @pytest.mark.parametrize("retries", [0, 1, 5])
@@ -73,7 +82,19 @@ def test_the_avoid_list_is_dropped_when_only_avoided_workers_take_the_chunk() ->
 def test_a_chunk_that_expired_twice_does_not_go_again() -> None:
     first = after_refusal(History(), NotRunKind.EXPIRED, "a", workers=2)
     assert first is not None
+    assert first.avoid == ("a",)
     assert after_refusal(first, NotRunKind.EXPIRED, "b", workers=2) is None
+
+
+def test_a_wrong_clock_is_that_of_the_worker_once_anybody_has_run_the_function() -> None:
+    history: History | None = History()
+    delays = []
+    for worker in ("a", "b", "a", "b", "a", "b", "a", "b"):
+        history = after_refusal(history or History(), NotRunKind.EXPIRED, worker, workers=3, is_loaded=True)
+        assert history is not None
+        assert history.avoid == (worker,)
+        delays.append(refusal_delay(history))
+    assert delays == [0, 1, 2, 4, 8, 16, 30, 30]
 
 
 def test_another_answer_in_between_starts_the_count_anew() -> None:
