@@ -70,23 +70,32 @@ def _make_client() -> Client:
     return LocalCluster() if isinstance(backend, LocalBackend) else Client._on(backend)
 
 
-def connect(servers: str | Sequence[str] | None = None, *, key: str | os.PathLike[str] | None = None) -> Client:
+def connect(
+    servers: str | Sequence[str] | None = None,
+    *,
+    key: str | os.PathLike[str] | None = None,
+    tls_ca: str | os.PathLike[str] | None = None,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+) -> Client:
     """Make a client for job servers and make it the current one.
 
     Parameters
     ----------
     servers
-        `"HOST[:PORT]"`, several separated by commas, or a list; by default what the environment or the config file
-        names.
+        `"HOST[:PORT]"` or `"tls://HOST[:PORT]"`, several separated by commas, or a list; by default what the
+        environment or the config file names.
     key
         Path of the key file; by default GEARMAP_KEY_FILE, then the config folder.
+    tls_ca, tls_cert, tls_key
+        Files for servers that are named `tls://`; see `Client`.
 
     Raises
     ------
     ConfigurationError
         If no server is named anywhere, an address is malformed, or a key is needed and missing.
     """
-    client = Client(servers, key=key)
+    client = Client(servers, key=key, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
     current.enter(client)
     return client
 

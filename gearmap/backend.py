@@ -15,7 +15,6 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 from typing import Any
 
 from gearmap.cluster import LocalProcesses
@@ -25,16 +24,12 @@ from gearmap.config import (
     ServerAddress,
     ServerChoice,
     ServerMode,
-    config_folder,
     exception_classes,
-    resolve_key_file,
-    resolve_servers,
 )
 from gearmap.core.engine import RunEngine
 from gearmap.core.missing import NOTICE_SECONDS
 from gearmap.core.retry import RetryPolicy
 from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
-from gearmap.keyfile import load_keys, load_or_make_keys
 from gearmap.runtime import child, task
 from gearmap.runtime.blobs import ArgumentStore, BlobStore, can_share
 from gearmap.runtime.callrun import MAX_BLOCK_CALLS, CallRun
@@ -52,10 +47,12 @@ from gearmap.runtime.sessions import Session, new_session, session_from_node
 from gearmap.runtime.shipped import install
 from gearmap.runtime.tenancy import Tenancy, make_tenancy
 from gearmap.secret import Secret
+from gearmap.servers import find_key, find_servers
+from gearmap.tls import TlsOptions
 from gearmap.wire.framing import Payload
 from gearmap.wire.serializer import FunctionCache, dumps, with_prelude
 
-__all__ = ["Backend", "LocalBackend", "choose_backend", "named_backend", "read_config"]
+__all__ = ["Backend", "LocalBackend", "choose_backend", "named_backend"]
 
 # How long a local cluster's own node may take before people are told that it has no workers yet. Raised: a busy machine
 # gives no false alarm; lowered: a node that hangs is known sooner.
@@ -348,7 +345,7 @@ class Backend:
             return None
         from gearmap.runtime.blobsource import BlobSource, GivenArguments  # a local cluster starts without
 
-        source = BlobSource([(each.host, each.port) for each in self._addresses], self._secret, self.patience)
+        source = BlobSource([each.endpoint for each in self._addresses], self._secret, self.patience)
         self._close_source = source.close
         self.arguments = GivenArguments(source)
         return source.place
@@ -447,7 +444,7 @@ class NestedBackend(Backend):
 
     def __init__(self) -> None:
         servers = child.settings.servers
-        super().__init__(ServerMode.SERVERS, [ServerAddress(host, port, "this task's node") for host, port in servers])
+        super().__init__(ServerMode.SERVERS, [ServerAddress.at(each, "this task's node") for each in servers])
 
     def place(self) -> Place:
         """Where tasks run: where this one does, if that was its client's folder."""
@@ -472,15 +469,18 @@ class NestedBackend(Backend):
         task.at_end_of_job(self.close)
 
 
-def named_backend(servers: str | Sequence[str] | None, key: str | os.PathLike[str] | None) -> Backend:
+def named_backend(
+    servers: str | Sequence[str] | None, key: str | os.PathLike[str] | None, tls: TlsOptions | None = None
+) -> Backend:
     """Return the backend for job servers that somebody has named, here or in the environment.
 
     Raises
     ------
     ConfigurationError
-        If nobody has, an address is malformed, or there is no key for a server that is not on this machine.
+        If nobody has, an address is malformed, a file of TLS is not fit, or there is no key for a server that is not on
+        this machine.
     """
-    choice = resolve_servers(servers, environ=os.environ, config_text=read_config())
+    choice = find_servers(servers, tls)
     if choice.mode is ServerMode.LOCAL:
         raise ConfigurationError(
             "no job server is named; give servers='HOST[:PORT]', set GEARMAP_SERVERS, or use LocalCluster()"
@@ -500,7 +500,7 @@ def choose_backend(
     """
     if child.is_child and servers is None:
         return NestedBackend()
-    choice = resolve_servers(servers, environ=os.environ, config_text=read_config())
+    choice = find_servers(servers)
     if choice.mode is not ServerMode.LOCAL:
         return _of_choice(choice, key)
     host = next((name for name in _WEB_SERVERS if name in sys.modules), None)
@@ -515,7 +515,7 @@ def choose_backend(
 def _of_choice(choice: ServerChoice, key: str | os.PathLike[str] | None) -> Backend:
     if choice.mode is ServerMode.NONE:
         raise ConfigurationError(f"there is no cluster to use: {choice.origin} says 'none'")
-    secret = _find_key(key, choice.addresses) if choice.mode is ServerMode.SERVERS else None
+    secret = find_key(key, choice.addresses) if choice.mode is ServerMode.SERVERS else None
     return Backend(choice.mode, choice.addresses, secret)
 
 
@@ -526,19 +526,3 @@ def _policy(options: RunOptions) -> RetryPolicy:
         max_worker_losses=options.max_worker_losses,
         retry_delay=options.retry_delay,
     )
-
-
-def _find_key(key: str | os.PathLike[str] | None, addresses: Sequence[ServerAddress]) -> Secret:
-    path, origin = resolve_key_file(key, environ=os.environ, home=Path.home(), config_text=read_config())
-    load = load_or_make_keys if all(address.is_loopback for address in addresses) else load_keys
-    return load(path, origin).current
-
-
-def read_config() -> str:
-    """Return the config file's text, or nothing if there is none."""
-    try:
-        return (config_folder(os.environ, Path.home()) / "config.ini").read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    except OSError as error:
-        raise ConfigurationError(f"the config file cannot be read: {error}") from None

@@ -33,6 +33,7 @@ from gearmap.runtime.inline import submit_inline
 from gearmap.runtime.mapfuture import MapFuture
 from gearmap.runtime.memory_use import memory_limit_bytes
 from gearmap.runtime.userframes import own_frames_hidden
+from gearmap.tls import TlsOptions
 from gearmap.waiting import wait_for_workers
 from gearmap.wire.serializer import dump_call
 
@@ -148,22 +149,32 @@ class Client(BoundOptions):
     Parameters
     ----------
     servers
-        `"HOST[:PORT]"`, several separated by commas, or a list; by default GEARMAP_SERVERS, GEARMAN_SERVERS, then the
-        config file. `"inline"` runs tasks in this process.
+        `"HOST[:PORT]"` or `"tls://HOST[:PORT]"`, several separated by commas, or a list; by default GEARMAP_SERVERS,
+        GEARMAN_SERVERS, then the config file. `"inline"` runs tasks in this process.
     key
         Path of the key file; by default GEARMAP_KEY_FILE, then the config folder.
+    tls_ca, tls_cert, tls_key
+        For servers that are named `"tls://HOST[:PORT]"`: the file of the authorities that may have signed the server's
+        certificate, by default those that the system trusts; and the certificate that this client shows, with its key,
+        if the server wants one. By default GEARMAP_TLS_CA, GEARMAP_TLS_CERT and GEARMAP_TLS_KEY, then the config file.
 
     Raises
     ------
     ConfigurationError
-        If no server is named anywhere, an address is malformed, or there is no key for a server that is not on this
-        machine.
+        If no server is named anywhere, an address is malformed, a file of TLS is not fit, or there is no key for a
+        server that is not on this machine.
     """
 
     def __init__(
-        self, servers: str | Sequence[str] | None = None, *, key: str | os.PathLike[str] | None = None
+        self,
+        servers: str | Sequence[str] | None = None,
+        *,
+        key: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._init(named_backend(servers, key))
+        self._init(named_backend(servers, key, TlsOptions(ca=tls_ca, cert=tls_cert, key=tls_key)))
 
     @classmethod
     def _on(cls, backend: Backend) -> Client:

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from gearmap.errors import ConfigurationError
+from gearmap.tls import TlsAddress, TlsFiles, TlsOptions, resolve_tls
 
 __all__ = [
     "DEFAULT_PORT",
@@ -25,6 +26,7 @@ __all__ = [
     "ServerAddress",
     "ServerChoice",
     "ServerMode",
+    "add_tls",
     "check_queue",
     "check_whole",
     "config_folder",
@@ -72,16 +74,37 @@ class Patience:
 class ServerAddress:
     """A job server's address and where it came from.
 
+    Attributes
+    ----------
+    tls
+        What is needed to speak TLS there, or None where it is plain text.
+
+    Examples
+    --------
     >>> str(ServerAddress("::1", 4730, "the argument"))
     '[::1]:4730'
+    >>> str(ServerAddress("head", 4730, "the argument", TlsFiles()))
+    'tls://head:4730'
     """
 
     host: str
     port: int
     origin: str
+    tls: TlsFiles | None = None
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        place = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return place if self.tls is None else f"tls://{place}"
+
+    @property
+    def endpoint(self) -> tuple[str, int] | TlsAddress:
+        """The address as connections take it: without its origin, with all that decides how to speak there."""
+        return (self.host, self.port) if self.tls is None else TlsAddress(self.host, self.port, self.tls)
+
+    @classmethod
+    def at(cls, endpoint: tuple[str, int] | TlsAddress, origin: str) -> ServerAddress:
+        """Return the address that has this `endpoint`."""
+        return cls(endpoint[0], endpoint[1], origin, endpoint.tls if isinstance(endpoint, TlsAddress) else None)
 
     @property
     def is_loopback(self) -> bool:
@@ -108,7 +131,7 @@ class ServerChoice:
 
 
 def parse_server(text: str, origin: str) -> ServerAddress:
-    """Return the address that `host`, `host:port` or `[v6]:port` means.
+    """Return the address that `host`, `host:port` or `[v6]:port` means, each perhaps after `tls://`.
 
     Raises
     ------
@@ -118,28 +141,30 @@ def parse_server(text: str, origin: str) -> ServerAddress:
     Examples
     --------
     >>> parse_server("head", "the argument")
-    ServerAddress(host='head', port=4730, origin='the argument')
-    >>> parse_server("[::1]:5000", "the argument").port
+    ServerAddress(host='head', port=4730, origin='the argument', tls=None)
+    >>> parse_server("tls://[::1]:5000", "the argument").port
     5000
     """
     text = text.strip()
-    if "://" in text:
-        raise ConfigurationError(f"server {text!r} (from {origin}): give HOST or HOST:PORT, without a scheme")
-    match = re.fullmatch(r"\[([^\]]+)\](?::(.*))?", text)
+    scheme, separator, place = text.rpartition("://")
+    if separator and scheme != "tls":
+        raise ConfigurationError(f"server {text!r} (from {origin}): give HOST, HOST:PORT or tls://HOST:PORT")
+    tls = TlsFiles() if separator else None
+    match = re.fullmatch(r"\[([^\]]+)\](?::(.*))?", place)
     if match:
         host, port_text = match.group(1), match.group(2)
-    elif text.count(":") > 1:
-        host, port_text = text, None  # a bare IPv6 address
+    elif place.count(":") > 1:
+        host, port_text = place, None  # a bare IPv6 address
     else:
-        host, _, rest = text.partition(":")
-        port_text = rest if ":" in text else None
+        host, _, rest = place.partition(":")
+        port_text = rest if ":" in place else None
     if not host or any(c.isspace() or c in "[]" for c in host):
         raise ConfigurationError(f"server {text!r} (from {origin}) names no host; give HOST, HOST:PORT or [IPV6]:PORT")
     if port_text is None:
-        return ServerAddress(host, DEFAULT_PORT, origin)
+        return ServerAddress(host, DEFAULT_PORT, origin, tls)
     if not (re.fullmatch(r"[0-9]{1,5}", port_text) and 0 < int(port_text) < 65536):
         raise ConfigurationError(f"server {text!r} (from {origin}): the port must be a number from 1 to 65535")
-    return ServerAddress(host, int(port_text), origin)
+    return ServerAddress(host, int(port_text), origin, tls)
 
 
 def resolve_servers(
@@ -171,6 +196,36 @@ def resolve_servers(
     if servers:
         return _choice([servers], "the config file")
     return ServerChoice(ServerMode.LOCAL, (), "default")
+
+
+def add_tls(
+    choice: ServerChoice,
+    options: TlsOptions,
+    *,
+    environ: Mapping[str, str],
+    home: Path,
+    folder: Path,
+    config_text: str = "",
+) -> ServerChoice:
+    """Return the choice with the files for those of its servers that are named `tls://`.
+
+    Raises
+    ------
+    ConfigurationError
+        If the files make no sense, or somebody has given some in `options` while no server is named `tls://`.
+    """
+    if all(address.tls is None for address in choice.addresses):
+        if options.is_given:
+            plain = ", ".join(map(str, choice.addresses)) or choice.mode.value
+            raise ConfigurationError(
+                f"a file of TLS is given, but no job server is named tls://HOST[:PORT]: {plain} (from {choice.origin})"
+            )
+        return choice
+    files = resolve_tls(
+        options, environ=environ, from_config=lambda name: _config_value(config_text, name), folder=folder, home=home
+    )
+    addresses = tuple(each if each.tls is None else replace(each, tls=files) for each in choice.addresses)
+    return replace(choice, addresses=addresses)
 
 
 def _choice(words: Sequence[str], origin: str) -> ServerChoice:

@@ -10,6 +10,7 @@ Whose fault it is decides the branch::
         + SealError                              does not open: another key, damaged or forged; raised before unpickling
       x TransportError (OSError)                 the network or the job server
         + ServerUnavailable (ConnectionError)    no job server could be reached
+          + TlsFailed                            it is there, and TLS with it is not: certificate, host name, no TLS
         + ConnectionLost (ConnectionError)       an open connection went away
         + ProtocolError                          the peer speaks something that is not Gearman
         + JobRejected                            the job server answered a submission with ERROR (queue full ...)
@@ -49,6 +50,7 @@ __all__ = [
     "ServerUnavailable",
     "TaskError",
     "TaskTimeout",
+    "TlsFailed",
     "TransportError",
     "WireError",
     "WorkerLost",
@@ -85,6 +87,10 @@ class TransportError(GearmapError, OSError):
 
 class ServerUnavailable(TransportError, ConnectionError):
     """No job server could be reached. The message names each address and where it came from."""
+
+
+class TlsFailed(ServerUnavailable):
+    """There is no TLS with a job server that could be reached: one side refuses the other, or only one speaks it."""
 
 
 class ConnectionLost(TransportError, ConnectionError):

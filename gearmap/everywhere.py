@@ -29,6 +29,7 @@ from gearmap.runtime.inline import submit_inline
 from gearmap.runtime.nodeclient import Question, ask_nodes, listed_workers
 from gearmap.runtime.sessions import Session
 from gearmap.transport.admin import drop_function
+from gearmap.transport.events import Address
 from gearmap.wire.serializer import dump_call
 
 __all__ = ["run_everywhere"]
@@ -212,12 +213,12 @@ def _give_back(backend: Backend, targets: Sequence[_Target], session: Session) -
         _ask(targets, session, op="leave")
         for target in targets:
             for address in backend.addresses:
-                _forget((address.host, address.port), target.lane.name)
+                _forget(address.endpoint, target.lane.name)
     except TransportError:
         pass  # a job server that is away has forgotten more than names
 
 
-def _forget(address: tuple[str, int], name: str) -> None:
+def _forget(address: Address, name: str) -> None:
     for _ in range(FORGET_TRIES):
         if drop_function(address, name, timeout=FORGET_SECONDS):
             return

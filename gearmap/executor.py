@@ -28,6 +28,7 @@ from gearmap.runtime.chunkfuture import ChunkFuture
 from gearmap.runtime.forking import watch_forks
 from gearmap.runtime.futures import Future
 from gearmap.runtime.inline import submit_inline
+from gearmap.tls import TlsOptions
 from gearmap.wire.serializer import dump_call, dump_snapshot
 
 __all__ = ["GearmanExecutor"]
@@ -54,6 +55,8 @@ class GearmanExecutor(concurrent.futures.Executor):
         file names, then a local cluster that ends with this executor.
     key
         Path of the key file, for `servers`.
+    tls_ca, tls_cert, tls_key
+        Files for `servers` that are named `tls://`; see `Client`.
     initializer
         Called once in each child process before its first task; such a child works for this executor only. If it
         raises, the executor is broken.
@@ -84,6 +87,9 @@ class GearmanExecutor(concurrent.futures.Executor):
         *,
         servers: str | Sequence[str] | None = None,
         key: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_cert: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: Sequence[Any] = (),
         max_tasks_per_child: int | None = None,
@@ -99,8 +105,9 @@ class GearmanExecutor(concurrent.futures.Executor):
             **options,
         }
         chosen = _executor_options(RunOptions(), changes)
-        if servers is not None or key is not None:
-            self._init(named_backend(servers, key), chosen, is_owner=True)
+        tls = TlsOptions(ca=tls_ca, cert=tls_cert, key=tls_key)
+        if servers is not None or key is not None or tls.is_given:
+            self._init(named_backend(servers, key, tls), chosen, is_owner=True)
             return
         client = current.current()
         if client is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gearmap.cli.common import FoundKey, find_key, find_servers, key_option, servers_option
+from gearmap.cli.common import FoundKey, NamedServers, find_key, find_servers, key_option, servers_option
 from gearmap.core.sizes import shown_bytes
 from gearmap.errors import ConfigurationError
 
@@ -36,7 +36,7 @@ PIPE_WIDTH = 120
 @click.command("status")
 @servers_option
 @key_option
-def status_command(named: tuple[str, ...], key_file: Path | None) -> int:
+def status_command(named: NamedServers, key_file: Path | None) -> int:
     """Show job servers, queues, nodes and jobs.
 
     The exit status is 1 if no server answers.

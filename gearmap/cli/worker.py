@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import click
 
-from gearmap.cli.common import find_key, find_servers, key_option, servers_option
+from gearmap.cli.common import NamedServers, find_key, find_servers, key_option, servers_option
 from gearmap.errors import ConfigurationError
 from gearmap.secret import Secret
 
@@ -80,7 +80,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 @click.option("--name", metavar="NAME", help="What to call this node. Default: the host's name.")
 @click.option("-v", "--verbose", is_flag=True, help="A line for each job.")
 def worker_command(
-    named: tuple[str, ...],
+    named: NamedServers,
     workers: int | None,
     queues: tuple[str, ...],
     cwd: Path | None,
@@ -110,7 +110,7 @@ def worker_command(
     servers = find_servers(named)
     key = find_key(key_file, may_make=all(server.is_loopback for server in servers))
     config = encode_node_config(
-        servers=tuple((server.host, server.port) for server in servers),
+        servers=tuple(server.endpoint for server in servers),
         keys=key.keys.accepted,
         key_file=str(key.path.absolute()),
         workers=workers or usable_cpus(),

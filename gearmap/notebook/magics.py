@@ -45,7 +45,7 @@ def gearmap_magic(line: str, cell: str | None = None) -> Any:
     In a line::
 
         %gearmap status
-        %gearmap connect HOST[:PORT] ... [--key FILE]
+        %gearmap connect [tls://]HOST[:PORT] ... [--key FILE] [--tls-ca FILE] [--tls-cert FILE] [--tls-key FILE]
         %gearmap scale N
 
     Raises
@@ -71,7 +71,8 @@ def _status(chosen: argparse.Namespace) -> Any:
 
 
 def _connect(chosen: argparse.Namespace) -> Any:
-    return connect(chosen.servers, key=chosen.key).status()
+    files = {"tls_ca": chosen.tls_ca, "tls_cert": chosen.tls_cert, "tls_key": chosen.tls_key}
+    return connect(chosen.servers, key=chosen.key, **files).status()
 
 
 def _scale(chosen: argparse.Namespace) -> None:
@@ -168,8 +169,9 @@ def _line_parser() -> _Parser:
     commands = parser.add_subparsers(required=True, dest="command", parser_class=_Parser)
     commands.add_parser("status", add_help=False).set_defaults(act=_status)
     command = commands.add_parser("connect", add_help=False)
-    command.add_argument("servers", nargs="+", metavar="HOST[:PORT]")
-    command.add_argument("--key", metavar="FILE")
+    command.add_argument("servers", nargs="+", metavar="[tls://]HOST[:PORT]")
+    for option in ("--key", "--tls-ca", "--tls-cert", "--tls-key"):
+        command.add_argument(option, metavar="FILE")
     command.set_defaults(act=_connect)
     command = commands.add_parser("scale", add_help=False)
     command.add_argument("workers", type=int)

@@ -54,7 +54,7 @@ def ask_servers(addresses: Sequence[ServerAddress]) -> list[ServerAnswer]:
 def _ask_server(address: ServerAddress) -> ServerAnswer:
     """Return what a job server says, or why it does not."""
     try:
-        with AdminSession((address.host, address.port), timeout=SERVER_SECONDS) as session:
+        with AdminSession(address.endpoint, timeout=SERVER_SECONDS) as session:
             return ServerAnswer(
                 server=str(address),
                 origin=address.origin,

@@ -21,9 +21,12 @@ import struct
 import sys
 import threading
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gearmap.memory import LARGE_BYTES, keep_what_is_freed, writable
+
+if TYPE_CHECKING:
+    from gearmap.transport.events import Address
 
 __all__ = [
     "COMMIT",
@@ -89,7 +92,7 @@ class ChildSettings:
 
     environment: tuple[tuple[str, str], ...] = ()  # NAME, value with "{index}" for the worker's number
     cwd: str | None = None
-    servers: tuple[tuple[str, int], ...] = ()  # where nested runs go
+    servers: tuple[Address, ...] = ()  # where nested runs go
 
 
 BlobPlace = tuple[str, int, int, int]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from gearmap.config import ServerAddress
+from gearmap.errors import TransportError
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.transport.events import JobRequest
 
@@ -66,5 +67,5 @@ class JobLink(Protocol):
         `sent` are the readers of attempts that job servers may still have, `stop` is for those that run.
         """
 
-    def describe_failure(self) -> str:
+    def failure(self) -> TransportError:
         """Return why there is no connection."""

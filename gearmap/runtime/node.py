@@ -35,12 +35,14 @@ from gearmap.runtime.privatelanes import PrivateLanes
 from gearmap.runtime.refusal import refusal
 from gearmap.runtime.work import JobOpener, Work
 from gearmap.transport.events import (
+    Address,
     AssignedJob,
     JobAssigned,
     JobLost,
     ServerDown,
     ServerUp,
     UniqueStatus,
+    bare_address,
 )
 from gearmap.transport.poller import Poller, Waker
 from gearmap.transport.worker import WorkerLinks
@@ -99,8 +101,8 @@ class Node:
         self._exit: ne.Exit | None = None
         self._drain_grace: float | None = None
         # What was said about the servers: one line for each change, not for each worker or attempt.
-        self._up: set[tuple[str, int]] = set()
-        self._missing: set[tuple[str, int]] = set()
+        self._up: set[Address] = set()
+        self._missing: set[Address] = set()
         self._started = time.monotonic()
         self._carriers: dict[type, Callable[[Any], None]] = {
             ne.StartChild: self._start_child,
@@ -273,9 +275,9 @@ class Node:
             case ServerUp(server) if server not in self._up:
                 self._up.add(server)
                 self._missing.discard(server)
-                self._report(f"connected to {server[0]}:{server[1]}")
+                self._report(f"connected to {bare_address(server)}")
             case ServerDown(server, reason) if server not in self._missing:
-                lost = f"lost {server[0]}:{server[1]}: " if server in self._up else ""
+                lost = f"lost {bare_address(server)}: " if server in self._up else ""
                 self._up.discard(server)
                 self._missing.add(server)
                 self._report(f"{lost}{reason}; trying again")

@@ -15,9 +15,10 @@ from typing import Any
 
 from gearmap.config import ServerAddress
 from gearmap.core.names import control_name
-from gearmap.errors import ServerUnavailable, TransportError, WireError
+from gearmap.errors import TransportError, WireError
 from gearmap.runtime.controlrequest import open_answer, seal_request
 from gearmap.runtime.sessions import Session
+from gearmap.runtime.unreached import no_server
 from gearmap.transport.admin import server_status
 from gearmap.transport.client import ServerSession
 from gearmap.transport.events import (
@@ -52,13 +53,13 @@ def listed_workers(addresses: Sequence[ServerAddress]) -> dict[ServerAddress, di
     problems = []
     for address in addresses:
         try:
-            rows = server_status((address.host, address.port), LISTING_SECONDS)
+            rows = server_status(address.endpoint, LISTING_SECONDS)
         except TransportError as error:
-            problems.append(str(error))
+            problems.append(error)
             continue
         listed[address] = {row.function: row.workers for row in rows}
     if not listed:
-        raise ServerUnavailable(f"{'; '.join(problems)}; start one: gearmap server")
+        raise no_server(problems)
     return listed
 
 
@@ -91,7 +92,7 @@ class _Asked:
         self._names = [(control_name(each.node, session.lane.key_id), os.urandom(16).hex()) for each in questions]
         self._open = set(range(len(questions)))
         self._poller = Poller()
-        self._servers = {each.address: ServerSession((each.address.host, each.address.port)) for each in questions}
+        self._servers = {each.address: ServerSession(each.address.endpoint) for each in questions}
         for server in self._servers.values():
             server.start(time.monotonic())
             self._poller.add(server)

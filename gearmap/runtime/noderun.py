@@ -19,6 +19,7 @@ from gearmap.secret import Secret
 
 if TYPE_CHECKING:
     from gearmap.runtime.nodesettings import NodeSettings
+    from gearmap.transport.events import Address
 
 __all__ = ["DRAIN_GRACE", "encode_node_config", "run_node"]
 
@@ -33,7 +34,7 @@ FORGET_SECONDS = 1.0
 
 def encode_node_config(
     *,
-    servers: tuple[tuple[str, int], ...],
+    servers: tuple[Address, ...],
     keys: Sequence[Secret],
     workers: int,
     queues: tuple[str, ...],
@@ -61,7 +62,7 @@ def encode_node_config(
     For tests: `python` is the version that the node says it has, `patience` what is other than in `Patience`.
     """
     told = {
-        "servers": servers,
+        "servers": [[*each[:2], *(files.to_json() for files in each[2:])] for each in servers],
         "workers": workers,
         "queues": queues,
         "name": name,
@@ -147,9 +148,13 @@ def run_node(source: int) -> int:
     from gearmap.runtime.memory_use import default_cache_bytes
     from gearmap.runtime.node import Node
     from gearmap.runtime.nodesettings import NodeSettings
+    from gearmap.tls import TlsAddress, TlsFiles
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    servers = tuple((host, int(port)) for host, port in config["servers"])
+    servers = tuple(
+        TlsAddress(host, port, TlsFiles.from_json(*tls)) if tls else (host, port)
+        for host, port, *tls in config["servers"]
+    )
     settings = NodeSettings(
         servers=servers,
         keys=keys,
@@ -214,7 +219,9 @@ def _quiet(line: str) -> None:
 
 
 def _greeting(settings: NodeSettings) -> str:
-    servers = ", ".join(f"{host}:{port}" for host, port in settings.servers)
+    from gearmap.transport.events import bare_address
+
+    servers = ", ".join(map(bare_address, settings.servers))
     queues = ", ".join(settings.queues)
     python = ".".join(map(str, settings.python))
     noun = "worker" if settings.workers == 1 else "workers"

@@ -12,6 +12,7 @@ from gearmap.config import Patience
 from gearmap.core.names import Lane, control_name
 from gearmap.runtime.child import ChildSettings
 from gearmap.runtime.keyring import Keyring
+from gearmap.transport.events import Address
 
 __all__ = ["NodeSettings"]
 
@@ -23,7 +24,7 @@ class NodeSettings:
     Attributes
     ----------
     servers
-        Job servers as (host, port); each worker connects to all of them.
+        Job servers; each worker connects to all of them.
     keys
         The keys that clients may seal with. They change while the node runs.
     workers
@@ -46,7 +47,7 @@ class NodeSettings:
         How often it gives signs of life, and how long job servers may be silent.
     """
 
-    servers: tuple[tuple[str, int], ...]
+    servers: tuple[Address, ...]
     keys: Keyring
     workers: int
     queues: tuple[str, ...]

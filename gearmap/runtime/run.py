@@ -22,7 +22,7 @@ from gearmap.core import events as ev
 from gearmap.core.engine import RunEngine
 from gearmap.core.missing import NOTICE_SECONDS, WorkerWatch
 from gearmap.core.names import Lane
-from gearmap.errors import GearmapError, JobRejected, ServerUnavailable, WireError
+from gearmap.errors import GearmapError, JobRejected, WireError
 from gearmap.runtime.consumer import Consumer, Feeder
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.givenup import GivenUp, broken_run
@@ -35,6 +35,7 @@ from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.sentcall import SentCall
 from gearmap.runtime.stopping import STOP_TOKEN, stop_requests
 from gearmap.runtime.tenancy import Tenancy
+from gearmap.runtime.unreached import no_server
 from gearmap.runtime.wording import clock_time
 from gearmap.transport.events import (
     Connected,
@@ -367,7 +368,8 @@ class Run:
             return
         is_answer = link.number in self._awaited
         self._awaited.discard(link.number)
-        self.feeder.unreached(_unavailable(self.links) if is_answer and not self._awaited else None)
+        is_last = is_answer and not self._awaited
+        self.feeder.unreached(no_server([each.failure() for each in self.links]) if is_last else None)
 
     def _on_outcome(self, token: Any, data: Any, events: list[ev.Input], now: float, *, final: bool) -> None:
         reader = self._sent.get(token)
@@ -449,7 +451,7 @@ class Run:
         if any(each.was_up or not each.failures for each in self.links):
             self._unreached(link)
         else:
-            self.fail(_unavailable(self.links))
+            self.fail(no_server([each.failure() for each in self.links]))
 
     # ----------------------------------------------------------------------------------------------------- instructions
 
@@ -542,7 +544,3 @@ def _task_ranges(instruction: ev.Submit) -> list[tuple[int, int]]:
             first = ranges.pop()[0]
         ranges.append((first, stop))
     return ranges
-
-
-def _unavailable(links: Sequence[JobLink]) -> ServerUnavailable:
-    return ServerUnavailable(f"{'; '.join(link.describe_failure() for link in links)}; start one: gearmap server")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gearmap.config import Patience, ServerAddress
+from gearmap.errors import TransportError
 from gearmap.runtime.joblink import StopMaker
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.transport.client import ServerSession, SessionState
@@ -42,7 +43,7 @@ class ServerLink:
         self.address = address
         self.failures = 0
         self.was_up = False
-        self.last_reason: Any = None
+        self.last_reason = TransportError("it was not tried yet")
         self._poller = poller
         self._jitter = jitter
         self._connect_timeout = connect_timeout
@@ -76,7 +77,7 @@ class ServerLink:
     def open(self, now: float) -> None:
         """Begin to connect."""
         session = ServerSession(
-            (self.address.host, self.address.port),
+            self.address.endpoint,
             connect_timeout=self._connect_timeout,
             send_timeout=self._send_timeout,
         )
@@ -152,12 +153,13 @@ class ServerLink:
         """The socket's descriptor, or -1."""
         return -1 if self._session is None else self._session.fileno()
 
-    def describe_failure(self) -> str:
+    def failure(self) -> TransportError:
         """Return why there is no connection; the transport names the address, only this layer knows its origin."""
+        reason = self.last_reason
         name = str(self.address)
-        return str(self.last_reason).replace(repr(name), f"{name!r} (from {self.address.origin})")
+        return type(reason)(str(reason).replace(repr(name), f"{name!r} (from {self.address.origin})", 1))
 
-    def _plan_retry(self, reason: Any, now: float) -> None:
+    def _plan_retry(self, reason: TransportError, now: float) -> None:
         self.last_reason = reason
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2**self.failures)
         self.failures += 1

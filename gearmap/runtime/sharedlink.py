@@ -12,6 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gearmap.errors import TransportError
 from gearmap.runtime.joblink import StopMaker
 from gearmap.runtime.leftjobs import LeftJob, LeftJobs
 from gearmap.runtime.outcomes import OutcomeReader
@@ -243,6 +244,6 @@ class LinkShare:
         self._signs = self._inbox = []
         self._shared.left(self.id, jobs)
 
-    def describe_failure(self) -> str:
+    def failure(self) -> TransportError:
         """Return why there is no connection."""
-        return self._shared.link.describe_failure()
+        return self._shared.link.failure()

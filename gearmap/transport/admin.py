@@ -22,8 +22,8 @@ from gearman.protocol import (
     GEARMAN_COMMAND_TEXT_COMMAND,
 )
 
-from gearmap.errors import ConfigurationError, ProtocolError, ServerUnavailable, TransportError
-from gearmap.transport.connection import Connection
+from gearmap.errors import ConfigurationError, ProtocolError, TransportError
+from gearmap.transport.connection import Connection, TakesAddresses
 from gearmap.transport.events import Address, Payload, StatusRow, show_address
 from gearmap.transport.faults import translated
 from gearmap.transport.parsing import status_row
@@ -77,9 +77,6 @@ class AdminSession:
         Host and port.
     timeout
         Seconds that connecting, and each question, may take.
-    tls
-        An `ssl.SSLContext`, to speak TLS.
-
     Raises
     ------
     ServerUnavailable
@@ -90,10 +87,9 @@ class AdminSession:
         From every method: if the answer makes no sense, or the server does not know the command.
     """
 
-    def __init__(self, address: Address, *, timeout: float = DEFAULT_TIMEOUT, tls: Any = None) -> None:
+    def __init__(self, address: Address, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         self.address = address
         self._client = _AdminClient([address], poll_timeout=timeout)
-        self._client.current_connection.tls = tls
 
     def __enter__(self) -> AdminSession:
         return self
@@ -232,10 +228,9 @@ class _AdminHandler(GearmanAdminClientCommandHandler):  # type: ignore[misc]  # 
         self.connection_manager.current_connection.reader.is_text_due = is_due
 
 
-class _AdminClient(GearmanAdminClient):  # type: ignore[misc]  # gearman3 has no types
+class _AdminClient(TakesAddresses, GearmanAdminClient):  # type: ignore[misc]  # gearman3 has no types
     """gearman3's admin client with a waiting loop that keeps its deadline."""
 
-    connection_class = Connection
     command_handler_class = _AdminHandler
     current_connection: Connection
 
@@ -272,10 +267,7 @@ class _AdminClient(GearmanAdminClient):  # type: ignore[misc]  # gearman3 has no
         try:
             while not is_done():
                 if time.monotonic() >= deadline:
-                    raise ServerUnavailable(
-                        f"no job server answered at {show_address(self.current_connection.address)} "
-                        f"within {self.poll_timeout} s"
-                    )
+                    raise self.current_connection.no_answer(self.poll_timeout)
                 poller.dispatch(max(0.0, deadline - time.monotonic()))
         except (TransportError, OSError):
             # Half an answer may be on its way: the next question needs a new connection.
@@ -310,6 +302,8 @@ class _AdminPollable:
     def on_readable(self) -> None:
         if self._connection.connected:
             self._client.handle_read(self._connection)
+            while self._connection.connected and self._connection.has_pending:
+                self._client.handle_read(self._connection)
         else:
             self._connection.finish_connect()
 

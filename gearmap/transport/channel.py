@@ -19,7 +19,7 @@ from gearman.connection_manager import DataEncoder, GearmanConnectionManager
 from gearman.errors import GearmanError
 from gearman.protocol import GEARMAN_COMMAND_ECHO_REQ
 
-from gearmap.errors import ProtocolError, ServerUnavailable, TransportError
+from gearmap.errors import ProtocolError, TlsFailed, TransportError
 from gearmap.transport.connection import Connection
 from gearmap.transport.events import Address, Payload, show_address
 from gearmap.transport.faults import translate
@@ -204,8 +204,7 @@ class Channel:
     def tick(self, now: float) -> None:
         """Let the connect deadline fire."""
         if self._connect_deadline is not None and now >= self._connect_deadline:
-            where = show_address(self.address)
-            self._down(ServerUnavailable(f"no job server answered at {where} within {self._connect_timeout} s"))
+            self._down(self._connection.no_answer(self._connect_timeout))
 
     def on_readable(self) -> None:
         """Receive what has come and handle it."""
@@ -232,8 +231,8 @@ class Channel:
             has_rest = bool(self._connection.send_data_to_socket())
         except (TransportError, GearmanError, OSError) as error:
             has_rest = False
-            self._read_the_rest()
-            self._down(translate(error, self.address))
+            told = self._read_the_rest()
+            self._down(told or translate(error, self.address))
         if has_rest or self._had_rest:
             self._report_change(self)
         self._had_rest = has_rest
@@ -259,17 +258,23 @@ class Channel:
             self.handler.fetch_commands()
             if not connection.may_have_more:
                 break
+            if budget <= 0 and connection.has_pending:
+                budget = 1  # no poll would tell of it
 
-    def _read_the_rest(self) -> None:
-        """After a failed send, take what the server had said before it went."""
+    def _read_the_rest(self) -> TransportError | None:
+        """After a failed send, take what the server had said before it went; return it if that says why."""
         connection = self._connection
         connection.connected = True
         connection.outgoing.clear()
         try:
             while connection.read_data_from_socket():
                 self.handler.fetch_commands()
+        except TlsFailed as error:
+            connection.connected = False
+            return error
         except (TransportError, GearmanError, OSError):
             connection.connected = False
+        return None
 
     def _down(self, reason: TransportError) -> None:
         if self.state is ChannelState.CLOSED:

@@ -26,7 +26,7 @@ from gearman.protocol import GEARMAN_COMMAND_OPTION_REQ, submit_cmd_for_backgrou
 from gearmap.config import Patience
 from gearmap.errors import ConfigurationError, ConnectionLost, ProtocolError, TransportError
 from gearmap.transport.channel import Channel, ChannelState, Greeting, PassThrough
-from gearmap.transport.connection import Connection
+from gearmap.transport.connection import Connection, TakesAddresses
 from gearmap.transport.events import (
     Accepted,
     Address,
@@ -75,9 +75,6 @@ class ServerSession(Channel):
         Seconds until a server that has not answered counts as away.
     send_timeout
         See `Connection`.
-    tls
-        An `ssl.SSLContext`, to speak TLS.
-
     Attributes
     ----------
     state
@@ -92,12 +89,10 @@ class ServerSession(Channel):
         *,
         connect_timeout: float = 2.0,
         send_timeout: float = Patience().send_timeout,
-        tls: Any = None,
     ) -> None:
         client = _Client([address])
         connection: Connection = client.connection_list[0]
         connection.send_timeout = send_timeout
-        connection.tls = tls
         super().__init__(client, connection, connect_timeout)
         client.channel = self
         self._client = client
@@ -335,10 +330,9 @@ class _ClientHandler(Greeting, GearmanClientCommandHandler):  # type: ignore[mis
         return False
 
 
-class _Client(GearmanClient):  # type: ignore[misc]  # gearman3 has no types
+class _Client(TakesAddresses, GearmanClient):  # type: ignore[misc]  # gearman3 has no types
     """gearman3's client for one connection, with the waiting taken out."""
 
-    connection_class = Connection
     command_handler_class = _ClientHandler
     data_encoder = PassThrough
     channel: ServerSession

@@ -20,18 +20,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from gearman.connection import GearmanConnection
+from gearman.connection_manager import GearmanConnectionManager
 
 from gearmap.config import Patience
-from gearmap.errors import ConnectionLost, ServerUnavailable, TransportError
+from gearmap.errors import ConfigurationError, ConnectionLost, ServerUnavailable, TlsFailed, TransportError
+from gearmap.tls import TlsAddress, TlsFile, TlsFiles, client_context
+from gearmap.transport import tlsfaults
 from gearmap.transport.events import Address, show_address
 from gearmap.transport.outgoing import SendQueue
 from gearmap.transport.protocol import BARE_PACKETS, TEXT_COMMAND, PacketReader, frame_head, pack_head
 from gearmap.transport.resolve import Endpoint, Resolution, resolve_at_once
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "TakesAddresses"]
 
 # A peer that is silent for 60 s is asked 4 times, 15 s apart: a vanished host is noticed after two minutes.
 _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+# The most that TLS packs together, and so the most that one read brings.
+_RECORD_BYTES = 16 * 1024
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -43,10 +48,14 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
     host, port
         The job server.
     keyfile, certfile, ca_certs
-        If all three are given: TLS with a client certificate.
+        If all three are given: TLS with a client certificate; gearman3's way to say so.
+    tls
+        To speak TLS, with these files.
 
     Attributes
     ----------
+    address
+        The job server. Whether TLS is spoken is part of it: a failed handshake is an error, never plain text.
     reader
         The parsed commands and the rest of the stream.
     epoch
@@ -55,8 +64,6 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
         Whether the last read filled its space, so that more may wait.
     send_timeout
         Seconds that what was sent may stay unacknowledged, where the system can tell (TCP_USER_TIMEOUT).
-    tls
-        An `ssl.SSLContext` to speak TLS with, or None. A failed handshake is an error, never plain text.
     """
 
     def __init__(
@@ -66,22 +73,28 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
         keyfile: str | None = None,
         certfile: str | None = None,
         ca_certs: str | None = None,
+        *,
+        tls: TlsFiles | None = None,
     ) -> None:
-        self.address: Address = (host or "", int(port))
+        if keyfile and certfile and ca_certs:
+            ca, cert, key = (TlsFile(path, "the argument") for path in (ca_certs, certfile, keyfile))
+            tls = TlsFiles(ca=ca, cert=cert, key=key)
+        place = (host or "", int(port))
+        self.address: Address = place if tls is None else TlsAddress(*place, tls)
         self.gearman_socket: socket.socket | None = None
         self.epoch = 0
         self.may_have_more = False
         self.send_timeout = Patience().send_timeout
-        self.tls: ssl.SSLContext | None = None
         self.endpoints: list[Endpoint] = []
         self._resolution: Resolution | None = None
         self._is_shaking_hands = False
         self._handshake_wants_write = False
         self._last_failure: OSError | None = None
+        # Why TLS was not agreed on with an endpoint; that tells more than that another one cannot be reached.
+        self._refusal: str | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._has_heard = False
         super().__init__(host=host, port=port, keyfile=keyfile, certfile=certfile, ca_certs=ca_certs)
-        if keyfile and certfile and ca_certs:
-            self.tls = ssl.create_default_context(cafile=ca_certs)
-            self.tls.load_cert_chain(certfile, keyfile)
 
     def _reset_connection(self) -> None:
         super()._reset_connection()
@@ -100,6 +113,11 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
         """
         self.close()
         self._is_client_side, self._is_server_side = True, False
+        if isinstance(self.address, TlsAddress):
+            try:
+                self._tls = client_context(self.address.tls)
+            except ConfigurationError as error:  # a file was changed since it was looked at
+                raise TlsFailed(f"no TLS with the job server at {show_address(self.address)}: {error}")
         endpoints = resolve_at_once(self.address)
         if endpoints is None:
             self._resolution = Resolution(self.address)
@@ -129,8 +147,8 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
             return
         try:
             self.gearman_socket.getpeername()
-            if self.tls is not None:
-                self._shake_hands(self.tls, self.gearman_socket)
+            if self._tls is not None:
+                self._shake_hands(self._tls, self.gearman_socket)
         except _WOULD_BLOCK as error:
             self._handshake_wants_write = isinstance(error, ssl.SSLWantWriteError)
             return
@@ -138,6 +156,8 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
             if error.errno == errno.ENOTCONN:
                 return
             self._last_failure = error
+            if self._is_shaking_hands:
+                self._refusal = self._refusal or tlsfaults.refusal(self.address, error)
             self._create_client_socket()
             return
         self._is_shaking_hands = False
@@ -165,6 +185,7 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
     def _create_client_socket(self) -> None:
         """Begin to connect to the next endpoint; raises ServerUnavailable after the last."""
         self._drop_socket()
+        self._is_shaking_hands = False
         while self.endpoints:
             family, socket_address = self.endpoints.pop(0)
             current: socket.socket | None = None
@@ -180,8 +201,18 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
                 self._drop_socket()
                 if current is not None:
                     current.close()
+        if self._refusal is not None:
+            raise TlsFailed(self._refusal) from self._last_failure
         reason = (self._last_failure and self._last_failure.strerror) or self._last_failure
         raise ServerUnavailable(f"no job server answered at {show_address(self.address)}: {reason}")
+
+    def no_answer(self, timeout: float) -> ServerUnavailable:
+        """Make the error that says that nobody has answered for so many seconds, at the present step."""
+        if self._refusal is not None:
+            return TlsFailed(self._refusal)
+        if self._is_shaking_hands:
+            return TlsFailed(tlsfaults.silence(self.address, timeout))
+        return ServerUnavailable(f"no job server answered at {show_address(self.address)} within {timeout} s")
 
     def set_socket(self, current_socket: socket.socket) -> None:
         """Take a socket over and set what every Gearman socket needs."""
@@ -241,16 +272,27 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
             return 0
         except TransportError:  # is an OSError too: what came does not parse
             self.connected = False
+            if not self._has_heard and self._tls is None and self.reader.begins_with(tlsfaults.ANSWERED_TLS):
+                raise TlsFailed(tlsfaults.mistaken_reply(self.address))
             raise
         except OSError as error:
-            raise self.failure(f"broke: {error.strerror or error}") from error
+            raise self._broken(error) from error
         if count == 0:
             is_torn = self.reader.is_mid_packet
-            raise self.failure("was closed in the middle of a packet" if is_torn else "was closed by the server")
-        if self.tls is not None:
-            assert isinstance(current, ssl.SSLSocket)
-            self.may_have_more = current.pending() > 0
+            raise (
+                self.failure("was closed in the middle of a packet")
+                if is_torn
+                else self._ended("was closed by the server")
+            )
+        self._has_heard = True
+        if self._tls is not None:
+            self.may_have_more = count >= _RECORD_BYTES or self.has_pending
         return count
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether something was received that no poll will tell of: the rest of what TLS had packed together."""
+        return isinstance(self.gearman_socket, ssl.SSLSocket) and self.gearman_socket.pending() > 0
 
     def read_commands_from_buffer(self) -> int:
         """Parsing is done while receiving; returns how many commands wait."""
@@ -307,7 +349,7 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
             except _WOULD_BLOCK:
                 sent = 0
             except OSError as error:
-                raise self.failure(f"broke: {error.strerror or error}") from error
+                raise self._broken(error) from error
             if sent == len(small):
                 return 0
             outgoing.put_back(small[sent:])
@@ -317,14 +359,14 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
             if not buffers:
                 return 0
             try:
-                if len(buffers) == 1 or self.tls is not None:
+                if len(buffers) == 1 or self._tls is not None:
                     sent = self.gearman_socket.send(buffers[0])
                 else:
                     sent = self.gearman_socket.sendmsg(buffers)
             except _WOULD_BLOCK:
                 return 1
             except OSError as error:
-                raise self.failure(f"broke: {error.strerror or error}") from error
+                raise self._broken(error) from error
             if outgoing.advance(sent):
                 return 0
 
@@ -337,7 +379,10 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
             self._resolution = None
         self._drop_socket()
         self._is_shaking_hands = False
+        self._has_heard = False
         self._last_failure = None
+        self._refusal = None
+        self._tls = None
         self.endpoints = []
         self._reset_connection()
 
@@ -351,9 +396,38 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
         self.connected = False
         return ConnectionLost(f"the connection to the job server at {show_address(self.address)} {what}")
 
+    def _broken(self, error: OSError) -> TransportError:
+        """Mark the connection as gone and make the error for what the system says."""
+        if isinstance(error, ssl.SSLError) and not self._has_heard:
+            self.connected = False
+            return TlsFailed(tlsfaults.refusal(self.address, error))
+        return self._ended(f"broke: {error.strerror or error}")
+
+    def _ended(self, how: str) -> TransportError:
+        """The same where the other side has ended it; if it never said anything, TLS may be why."""
+        if self._has_heard:
+            return self.failure(how)
+        if not isinstance(self.address, TlsAddress):
+            return self.failure(f"{how} {tlsfaults.hint_in_plain_text(self.address)}")
+        self.connected = False
+        hint = tlsfaults.hint_after_handshake(self.address)
+        return TlsFailed(f"the connection to the job server at {show_address(self.address)} {how} {hint}")
+
     def throw_exception(self, message: str | None = None, exception: Exception | None = None) -> None:
         """gearman3's way to give a connection up."""
         raise self.failure(message or f"broke: {exception}") from exception
+
+
+class TakesAddresses(GearmanConnectionManager):  # type: ignore[misc]  # gearman3 has no types
+    """Part of a gearman3 client or worker: its connections are ours, and know all of their address."""
+
+    connection_class = Connection
+
+    def add_connection(self, hostport_tuple: Address) -> Connection:
+        tls = hostport_tuple.tls if isinstance(hostport_tuple, TlsAddress) else None
+        connection = Connection(hostport_tuple[0], hostport_tuple[1], tls=tls)
+        self.connection_list.append(connection)
+        return connection
 
 
 # Sockets must not live on in forked children (a process pool, a data loader): the job server would go on believing in

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 from gearmap.errors import TransportError
+from gearmap.tls import TlsAddress
 
 __all__ = [
     "Accepted",
@@ -42,10 +43,12 @@ __all__ = [
     "WorkStatus",
     "WorkWarning",
     "WorkerEvent",
+    "bare_address",
     "show_address",
 ]
 
-Address: TypeAlias = tuple[str, int]
+# Whoever has the address knows how to speak there: no part of the transport can forget TLS.
+Address: TypeAlias = tuple[str, int] | TlsAddress
 Priority: TypeAlias = Literal["low", "normal", "high"]
 
 
@@ -64,9 +67,15 @@ Payload: TypeAlias = bytes | bytearray | memoryview
 
 
 def show_address(address: Address) -> str:
-    """The address as messages show it: `'127.0.0.1:4730'`, `'[::1]:4730'`, with the quotes."""
-    host, port = address
-    return f"'[{host}]:{port}'" if ":" in host else f"'{host}:{port}'"
+    """The address as messages show it: `'127.0.0.1:4730'`, `'tls://[::1]:4730'`, with the quotes."""
+    return repr(bare_address(address))
+
+
+def bare_address(address: Address) -> str:
+    """The address as people type it."""
+    host, port = address[0], address[1]
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"tls://{place}" if isinstance(address, TlsAddress) else place
 
 
 # ---------------------------------------------------------------------------------------------- what is asked

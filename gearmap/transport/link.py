@@ -24,7 +24,7 @@ from gearman.worker_handler import GearmanWorkerCommandHandler
 
 from gearmap.errors import ServerUnavailable, TransportError
 from gearmap.transport.channel import Channel, ChannelState, Greeting, PassThrough
-from gearmap.transport.connection import Connection
+from gearmap.transport.connection import Connection, TakesAddresses
 from gearmap.transport.events import Payload, UniqueStatus, show_address
 from gearmap.transport.parsing import unique_status
 from gearmap.transport.protocol import encoded
@@ -107,9 +107,6 @@ class ServerLink(Channel):
         """
         if self.server_version.endswith(_OURS):
             self.handler.send_command(GEARMAN_COMMAND_OPTION_REQ, option_name=_WAITING_GRABS)
-
-    def set_tls(self, tls: Any) -> None:
-        self._connection.tls = tls
 
     def tick(self, now: float) -> None:
         self._now = now
@@ -199,10 +196,9 @@ class WorkerHandler(Greeting, GearmanWorkerCommandHandler):  # type: ignore[misc
         """A job or an option that the server does not know: cancelled, or requeued by a server that restarted."""
 
 
-class LoopWorker(GearmanWorker):  # type: ignore[misc]  # gearman3 has no types
+class LoopWorker(TakesAddresses, GearmanWorker):  # type: ignore[misc]  # gearman3 has no types
     """gearman3's worker without its loop, its waiting and its job lock."""
 
-    connection_class = Connection
     command_handler_class = WorkerHandler
     data_encoder = PassThrough
     rotation = 0

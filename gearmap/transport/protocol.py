@@ -152,6 +152,10 @@ class PacketReader:
         """Whether an incomplete packet or line has been received."""
         return self._large is not None or self._end > self._start
 
+    def begins_with(self, prefix: bytes) -> bool:
+        """Whether these are the first bytes of what does not parse."""
+        return bytes(self._view[self._start : self._end]).startswith(prefix)
+
     def fill(self, receive: Callable[[memoryview], int]) -> tuple[int, bool]:
         """Let `receive` write into the buffer and parse what came.
 

@@ -20,7 +20,7 @@ Endpoint: TypeAlias = tuple[int, tuple[Any, ...]]
 
 def resolve_at_once(address: Address) -> list[Endpoint] | None:
     """Return the endpoints of a numeric address or of `localhost`; None if the name must be looked up."""
-    host, port = address
+    host, port = address[0], address[1]
     if host == "localhost":
         # In this order: job servers bind to the IPv4 loopback unless told otherwise.
         return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port, 0, 0))]
@@ -31,7 +31,7 @@ def resolve_at_once(address: Address) -> list[Endpoint] | None:
 
 
 def _lookup(address: Address, flags: int = 0) -> list[Endpoint]:
-    host, port = address
+    host, port = address[0], address[1]
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=flags)
     return [(info[0], info[4]) for info in infos]
 

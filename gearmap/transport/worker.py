@@ -67,9 +67,6 @@ class WorkerLinks:
         gearmand prefers the function registered last.
     jitter
         A random number between 0 and 1 for each reconnection.
-    tls
-        An `ssl.SSLContext`, to speak TLS.
-
     Attributes
     ----------
     links
@@ -86,7 +83,6 @@ class WorkerLinks:
         send_timeout: float = Patience().send_timeout,
         rotate: int = 0,
         jitter: Callable[[], float] = random.random,
-        tls: Any = None,
     ) -> None:
         self._worker = LoopWorker(list(addresses))
         self._worker.rotation = rotate
@@ -99,8 +95,6 @@ class WorkerLinks:
             ServerLink(self, number, self._worker, connection, connect_timeout, jitter)
             for number, connection in enumerate(self._worker.connection_list)
         )
-        for link in self.links:
-            link.set_tls(tls)
         self._policy = GrabPolicy(len(self.links))
         self._held: AssignedJob | None = None
         self._events: list[WorkerEvent] = []

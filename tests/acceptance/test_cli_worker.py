@@ -278,7 +278,7 @@ def test_on_loopback_the_key_is_made_on_first_use(start: Callable[..., Command],
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["-s", "http://head"], "without a scheme"),
+        (["-s", "http://head"], "give HOST, HOST:PORT or tls://HOST:PORT"),
         (["-s", "head:70000"], "the port must be a number from 1 to 65535"),
         (["-s", "none"], "no job server is named: -s says 'none'"),
         (["-q", "two words"], "queue must be"),

@@ -106,7 +106,6 @@ def answering(fake, answer):
         ("status", b"HTTP/1.1 400 Bad Request\r\n.\r\n"),
         ("status", packet(19, b"CODE", b"text")),
         ("status", packet(42, b"u", b"0", b"0", b"0", b"0", b"0")),
-        ("status", b"\x15\x03\x01\x00\x02\x02\x46"),
     ],
 )
 def test_an_answer_that_makes_no_sense_is_a_protocol_error(fake, ask, answer):

@@ -13,7 +13,7 @@ import time
 import pytest
 from transport_support import DEADLINE, FakeServer, fake, loop, packet, request  # noqa: F401
 
-from gearmap.errors import ConnectionLost, ProtocolError, ServerUnavailable, TransportError
+from gearmap.errors import ConnectionLost, ProtocolError, ServerUnavailable, TlsFailed, TransportError
 from gearmap.transport import connection
 from gearmap.transport.client import ServerSession, SessionState
 from gearmap.transport.events import (
@@ -42,8 +42,6 @@ def ready(loop, fake):
         b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"-ERR unknown command 'version'\r\n",
-        b"\x15\x03\x01\x00\x02\x02\x46",
-        b"\x15\x03\x03\x00\x02\x02\x0a",
     ],
 )
 def test_a_server_of_another_protocol_is_named_with_what_it_sent(loop, fake, answer):
@@ -58,6 +56,17 @@ def test_a_server_of_another_protocol_is_named_with_what_it_sent(loop, fake, ans
         f"'127.0.0.1:{fake.address[1]}' does not speak the Gearman protocol (it sent b"
     )
     assert repr(answer[:5])[2:-1] in str(failed.reason)
+
+
+@pytest.mark.parametrize("alert", [b"\x15\x03\x01\x00\x02\x02\x46", b"\x15\x03\x03\x00\x02\x02\x0a"])
+def test_a_server_that_answers_in_tls_is_told_apart(loop, fake, alert):
+    session = loop.session(fake.address)
+    fake.accept()
+    loop.step()
+    fake.send(alert)
+    [failed] = loop.until_event(session, ConnectFailed)
+    assert type(failed.reason) is TlsFailed
+    assert str(failed.reason).endswith(f"speaks TLS; name it 'tls://127.0.0.1:{fake.address[1]}'")
 
 
 def test_a_real_http_server_is_told_apart_and_does_not_hang(loop):

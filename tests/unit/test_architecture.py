@@ -26,8 +26,10 @@ LAYERS = {
     "secret": 0,
     "config": 1,
     "keyfile": 1,
+    "tls": 1,
     "memory": 1,
     "rarelog": 1,
+    "servers": 2,
     "core": 2,
     "wire": 2,
     "transport": 3,
@@ -57,6 +59,7 @@ NEIGHBOURS = {
     ("api", "client"),
     ("api", "executor"),
     ("client", "executor"),
+    ("config", "tls"),
     ("__main__", "cli"),
     ("cli", ""),
     ("cli", "demo"),
@@ -114,6 +117,7 @@ MAY_HOLD_STATE = {
     "gearmap.runtime.task": "the job that this process runs",
     "gearmap.runtime.forking": "who is told in a process that was forked",
     "gearmap.transport.connection": "sockets to close in a forked child",
+    "gearmap.tls": "what was made of files that have not changed since",
 }
 
 MAX_LINES = 550
@@ -464,6 +468,25 @@ def test_a_library_module_prints_nothing(module: Module) -> None:
 # ---------------------------------------------------------------------------------------------------------------- form
 
 
+def bare_places(module: Module) -> list[str]:
+    """Return where an address loses what it says of TLS on its way to a connection; that takes `.endpoint`."""
+    return [
+        f"{module.name}:{node.lineno} leaves TLS out of an address"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Tuple) and [getattr(each, "attr", "") for each in node.elts] == ["host", "port"]
+    ]
+
+
+# Where `.endpoint` is made, and what a server of our own is started with.
+MAY_LEAVE_TLS_OUT = {"gearmap.config", "gearmap.cluster", "gearmap.jobserver.process"}
+
+
+@every_module
+def test_no_address_becomes_a_plain_one_on_its_way_to_a_connection(module: Module) -> None:
+    if module.name not in MAY_LEAVE_TLS_OUT:
+        assert bare_places(module) == []
+
+
 @every_module
 def test_a_module_says_what_it_is_for(module: Module) -> None:
     text = ast.get_docstring(module.tree) or ""
@@ -642,6 +665,11 @@ def test_constants_and_locals_are_not_state(text: str) -> None:
 def test_a_circle_of_imports_is_found() -> None:
     assert import_cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
     assert import_cycle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_an_address_that_loses_its_tls_is_found() -> None:
+    assert bare_places(example("gearmap.x", "connect((each.address.host, each.address.port))"))
+    assert not bare_places(example("gearmap.x", "connect(each.address.endpoint)"))
 
 
 def test_a_print_is_found() -> None:

@@ -68,8 +68,8 @@ def test_an_address_is_a_host_and_maybe_a_port(text: str, host: str, port: int) 
         ("head:\u0664\u0667", "1 to 65535"),
         ("head:" + "9" * 5000, "1 to 65535"),
         ("[::1]:", "1 to 65535"),
-        ("http://head", "without a scheme"),
-        ("tcp://head:4730", "without a scheme"),
+        ("http://head", "or tls://HOST:PORT"),
+        ("tcp://head:4730", "or tls://HOST:PORT"),
     ],
 )
 def test_what_is_not_an_address_is_refused_with_its_origin_and_what_to_give(text: str, says: str) -> None:
