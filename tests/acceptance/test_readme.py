@@ -34,7 +34,7 @@ def command_lines() -> list[str]:
 
 def test_every_block_is_of_a_language_that_is_checked() -> None:
     assert set(re.findall(r"^```(\w*)$", README, re.MULTILINE)) == {"python", "console", ""}
-    assert README.count("```\n") % 2 == 0
+    assert README.count("```") % 2 == 0
     assert len(blocks("python")) >= 2
     assert len(blocks("console")) >= 3
 
