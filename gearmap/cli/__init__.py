@@ -1,4 +1,4 @@
-"""The command line: `gearmap worker`, `server`, `status`, `demo`, `key`.
+"""The command line: `gearmap worker`, `server`, `status`, `doctor`, `demo`, `key`.
 
 What lives here: the group of commands and how their errors end. What must not: any command's work.
 Law of the file: nothing heavier than click is imported before a command runs, so that `--help` answers at once.
@@ -14,6 +14,7 @@ import click
 
 from gearmap import __version__
 from gearmap.cli.demo import demo_command
+from gearmap.cli.doctor import doctor_command
 from gearmap.cli.key import key_commands
 from gearmap.cli.server import server_command
 from gearmap.cli.status import status_command
@@ -41,7 +42,7 @@ def commands() -> None:
     """
 
 
-for _command in (demo_command, server_command, worker_command, status_command, key_commands):
+for _command in (demo_command, server_command, worker_command, status_command, doctor_command, key_commands):
     commands.add_command(_command)
 
 

@@ -11,7 +11,16 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["DEFAULT_QUEUE", "WIRE_VERSION", "Lane", "blobs_name", "control_name", "explain_no_worker", "node_ids"]
+__all__ = [
+    "DEFAULT_QUEUE",
+    "WIRE_VERSION",
+    "Lane",
+    "blobs_name",
+    "control_name",
+    "explain_no_worker",
+    "key_ids_of_nodes",
+    "node_ids",
+]
 
 WIRE_VERSION = 1
 DEFAULT_QUEUE = "default"
@@ -64,12 +73,20 @@ def blobs_name(client_id: str, key_id: str) -> str:
 
 def node_ids(functions: Iterable[str], key_id: str) -> list[str]:
     """Return the ids of the nodes of one key whose control functions are among `functions`."""
-    found = []
+    return [node for node, key_ids in key_ids_of_nodes(functions).items() if key_id in key_ids]
+
+
+def key_ids_of_nodes(functions: Iterable[str]) -> dict[str, set[str]]:
+    """Return the ids of the nodes whose control functions are among `functions`, with those of the keys they accept.
+
+    >>> key_ids_of_nodes(["gearmap1.node.1a-2b.1f3a77c0", "gearmap1.default.py311.1f3a77c0"])
+    {'1a-2b': {'1f3a77c0'}}
+    """
+    found: dict[str, set[str]] = {}
     for name in functions:
         match = _CONTROL.fullmatch(name)
-        # A queue may be called "node": its lane is no node.
-        if match and match.group(2) == key_id and Lane.parse(name) is None:
-            found.append(match.group(1))
+        if match and Lane.parse(name) is None:  # a queue may be called "node": its lane is no node
+            found.setdefault(match.group(1), set()).add(match.group(2))
     return found
 
 

@@ -6,11 +6,14 @@ What must not live here: who asks, and how it is answered (`control`).
 from __future__ import annotations
 
 import os
+import sys
+import time
 from typing import Any
 
-from gearmap.core.names import Lane
+from gearmap.core.names import WIRE_VERSION, Lane
 from gearmap.runtime.cpus import usable_cpus
 from gearmap.runtime.crew import Worker
+from gearmap.runtime.hostfacts import host_facts
 from gearmap.runtime.memory_use import total_bytes
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.work import Work
@@ -34,6 +37,12 @@ def describe_node(settings: NodeSettings, uptime: float) -> dict[str, Any]:
             "grace": settings.grace,
         },
         "uptime": round(uptime, 3),
+        # The package is loaded if this is; it stands above us in the layers.
+        "gearmap": getattr(sys.modules.get("gearmap"), "__version__", "?"),
+        "wire": WIRE_VERSION,
+        "keys": list(settings.keys.ids),
+        "clock": time.time(),
+        **host_facts(),
     }
 
 
