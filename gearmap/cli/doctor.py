@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from gearmap import __version__
-from gearmap.cli.common import FoundKey, find_key, find_servers, key_option, key_place, servers_option
+from gearmap.cli.common import FoundKey, NamedServers, find_key, find_servers, key_option, key_place, servers_option
 from gearmap.cli.status import make_console
 from gearmap.errors import ConfigurationError
 
@@ -37,7 +37,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
     help="Queue to be served; may be repeated. Default: default.",
 )
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of {state, subject, says, advice}.")
-def doctor_command(named: Any, key_file: Path | None, queues: tuple[str, ...], as_json: bool) -> int:
+def doctor_command(named: NamedServers, key_file: Path | None, queues: tuple[str, ...], as_json: bool) -> int:
     """Check job servers, key, nodes, versions, clocks and queues.
 
     Each line is ok, warn or fail, with what to do. The exit status is 1 if one failed.

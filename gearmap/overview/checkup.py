@@ -130,11 +130,16 @@ def _servers(facts: Facts) -> Iterator[Finding]:
             # While another one answers, work goes on there.
             verdict = Verdict.WARN if facts.answers else Verdict.FAIL
             says = f"{answer.problem} (address from {answer.origin})"
-            yield Finding(verdict, subject, says, "start one there: gearmap server; or name another: -s HOST[:PORT]")
+            advice = "start one there: gearmap server; or name another: -s HOST[:PORT]"
+            if each.tls:
+                advice = (
+                    "see to its certificate and ours, if it is there; else to the server, and what speaks TLS for it"
+                )
+            yield Finding(verdict, subject, says, advice)
             continue
         yield _ok(subject, f"answers: {server_kind(answer.version)}")
         if each.tls:
-            yield _ok(subject, "TLS")
+            yield _ok(subject, "TLS, and its certificate is right")
         elif each.is_loopback:
             yield _ok(subject, "plain text, on this machine only")
         else:

@@ -42,8 +42,7 @@ def examine(
     """
     answers = ask_servers(addresses)
     servers = tuple(
-        # The address has `tls` where TLS is spoken.
-        ServerFacts(answer=answer, is_loopback=address.is_loopback, tls=bool(getattr(address, "tls", None)))
+        ServerFacts(answer=answer, is_loopback=address.is_loopback, tls=address.tls is not None)
         for address, answer in zip(addresses, answers, strict=True)
     )
     return Facts(

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 
 __all__ = ["environment_for_tasks"]
 
-# The key file's place; whatever speaks for the person who started the node; and the node's line to its service manager.
+# The places of keys; whatever speaks for the person who started the node; and the node's line to its service manager.
 _WITHHELD = re.compile(
-    r"GEARMAP_KEY_FILE|SSH_.*|GPG_AGENT_INFO|GPG_TTY|DBUS_SESSION_BUS_ADDRESS|XAUTHORITY|SUDO_.*|"
+    r"GEARMAP_KEY_FILE|GEARMAP_TLS_KEY|SSH_.*|GPG_AGENT_INFO|GPG_TTY|DBUS_SESSION_BUS_ADDRESS|XAUTHORITY|SUDO_.*|"
     r"CREDENTIALS_DIRECTORY|NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_.*|INVOCATION_ID|JOURNAL_STREAM|MAINPID|SYSTEMD_EXEC_PID"
 )
 

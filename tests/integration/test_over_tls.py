@@ -225,3 +225,24 @@ def test_a_session_to_an_address_with_tls_sends_nothing_readable(environment):
         with near:
             assert near.recv(1) == bytes([TLS_HELLO])
         session.close()
+
+
+def doctor(*words):
+    command = [sys.executable, "-m", "gearmap", "doctor", *words]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, timeout=60)
+    assert ended.stderr == b""
+    return ended.returncode, ended.stdout.decode()
+
+
+def test_the_doctor_says_that_it_is_tls_and_what_is_wrong_with_it(gate, start_worker, monkeypatch):
+    start_worker(gate.address)
+    place = f"tls://127.0.0.1:{gate.address[1]}"
+    status, said = doctor("-s", place)
+    assert f"ok    server {place}: TLS, and its certificate is right" in said
+    assert "warn" not in said
+    assert status == 0, said
+    monkeypatch.delenv("GEARMAP_TLS_CA")
+    status, said = doctor("-s", place)
+    assert status == 1
+    assert f"fail  server {place}: " in said
+    assert "see to its certificate" in said

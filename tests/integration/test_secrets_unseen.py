@@ -69,7 +69,7 @@ def all_frames() -> str:
 def all_objects() -> str:
     """The repr of every object of gearmap's own classes in this process."""
     return "\n".join(
-        everything_said_of(each) for each in gc.get_objects() if type(each).__module__.startswith("gearmap")
+        everything_said_of(each) for each in gc.get_objects() if str(type(each).__module__).startswith("gearmap")
     )
 
 

@@ -108,8 +108,8 @@ def test_a_server_that_does_not_answer_fails_and_where_another_does_it_is_a_warn
     ("is_loopback", "tls", "says"),
     [
         (True, False, "ok: plain text, on this machine only"),
-        (False, True, "ok: TLS"),
-        (True, True, "ok: TLS"),
+        (False, True, "ok: TLS, and its certificate is right"),
+        (True, True, "ok: TLS, and its certificate is right"),
         (False, False, "warn: plain text: who reads the network"),
     ],
 )
