@@ -41,10 +41,17 @@ class _Key:
 
 
 class Keyring:
-    """The keys of one node. They change when its key file does."""
+    """The keys of one node. They change when its key file does.
+
+    Attributes
+    ----------
+    ids_ever
+        The ids of all keys that it has had.
+    """
 
     def __init__(self, keys: Iterable[Secret]) -> None:
         self._keys: dict[str, _Key] = {}
+        self.ids_ever: set[str] = set()
         self.change(keys)
 
     def __repr__(self) -> str:
@@ -64,6 +71,7 @@ class Keyring:
         for secret in keys:
             key_id = seal.key_id(secret)
             self._keys[key_id] = before.get(key_id) or _Key(secret)
+        self.ids_ever |= self._keys.keys()
         added = tuple(key_id for key_id in self._keys if key_id not in before)
         return added, tuple(key_id for key_id in before if key_id not in self._keys)
 

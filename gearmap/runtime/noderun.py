@@ -196,12 +196,13 @@ def run_node(source: int) -> int:
 
 def _forget_control_name(settings: NodeSettings) -> None:
     """Take the names of our control function off the job servers: gearmand never forgets one by itself."""
+    from gearmap.core.names import control_name
     from gearmap.errors import GearmapError
     from gearmap.transport.admin import drop_function
 
     for server in settings.servers:
         try:
-            for name in settings.control_functions:
+            for name in (control_name(settings.node_id, key_id) for key_id in settings.keys.ids_ever):
                 # The server may still be closing our connections; then it refuses, and is asked again.
                 for _ in range(FORGET_TRIES):
                     if drop_function(server, name, timeout=FORGET_SECONDS):

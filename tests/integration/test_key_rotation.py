@@ -175,7 +175,9 @@ def test_a_file_that_is_spoilt_or_undone_leaves_the_node_at_work(hosts, connect,
     assert client.map(abs, [-1], progress=False) == [1]
 
 
-def test_the_names_of_a_node_that_leaves_go_with_it_for_both_keys(kind, start_server, start_node, key_file, connect):
+def test_the_names_of_a_node_that_leaves_go_with_it_for_all_keys_that_it_had(
+    kind, start_server, start_node, key_file, connect
+):
     server = start_server(kind)
     node = start_node(server, key_file=str(key_file))
     keys = start_rotation(key_file, "a test")
@@ -184,6 +186,9 @@ def test_the_names_of_a_node_that_leaves_go_with_it_for_both_keys(kind, start_se
     names = [control_name(described.node_id, key_id(each)) for each in keys.accepted]
     assert [workers_of(server, name) for name in names] == [1, 1]
     assert lane_of(key_file) == lane_of_key(keys.current)
+    switch_keys(key_file, "a test")
+    finish_rotation(key_file, "a test")
+    wait_until(lambda: serving(server, keys.accepted) == [0, 2], "the old key is gone")
     node.stop()
 
     from gearmap.transport import admin
