@@ -70,7 +70,8 @@ class Keyring:
         before, self._keys = self._keys, {}
         for secret in keys:
             key_id = seal.key_id(secret)
-            self._keys[key_id] = before.get(key_id) or _Key(secret)
+            known = before.get(key_id)
+            self._keys[key_id] = known if known is not None and known.secret == secret else _Key(secret)
         self.ids_ever |= self._keys.keys()
         added = tuple(key_id for key_id in self._keys if key_id not in before)
         return added, tuple(key_id for key_id in before if key_id not in self._keys)
