@@ -29,6 +29,7 @@ __all__ = [
     "TlsFile",
     "TlsFiles",
     "TlsOptions",
+    "TlsServerFiles",
     "client_context",
     "resolve_tls",
     "server_context",
@@ -98,6 +99,34 @@ class TlsFiles:
 
     def _named(self) -> list[tuple[str, TlsFile]]:
         return [(each.name, value) for each in fields(self) if (value := getattr(self, each.name)) is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsServerFiles:
+    """What a job server needs to speak TLS.
+
+    Attributes
+    ----------
+    cert, key
+        Its certificate, and the key if that is not in the same file.
+    ca
+        The authority that must have signed the certificates of clients; None lets in clients without one.
+    """
+
+    cert: TlsFile
+    key: TlsFile | None = None
+    ca: TlsFile | None = None
+
+    @classmethod
+    def of_options(cls, cert: str | Path, key: str | Path | None, ca: str | Path | None) -> TlsServerFiles:
+        """Return what `--tls-cert`, `--tls-key` and `--tls-ca` name."""
+
+        def named(path: str | Path | None, option: str) -> TlsFile | None:
+            return None if path is None else TlsFile(os.path.abspath(path), option)
+
+        return cls(
+            cert=TlsFile(os.path.abspath(cert), "--tls-cert"), key=named(key, "--tls-key"), ca=named(ca, "--tls-ca")
+        )
 
 
 class TlsAddress(NamedTuple):
@@ -190,28 +219,31 @@ def _client_context(files: TlsFiles, stamps: tuple[Any, ...]) -> ssl.SSLContext:
     return context
 
 
-def server_context(cert: TlsFile, key: TlsFile | None = None, ca: TlsFile | None = None) -> ssl.SSLContext:
-    """Return a context for a job server; with `ca`, clients must show a certificate that it has signed.
+def server_context(files: TlsServerFiles) -> ssl.SSLContext:
+    """Return a context for a job server; the same one as long as the files stay as they are.
 
     Raises
     ------
     ConfigurationError
         As for `client_context`.
     """
+    named = ("cert", files.cert), ("key", files.key), ("ca", files.ca)
+    return _server_context(files, tuple(_stamp(name, file) for name, file in named if file is not None))
+
+
+@functools.lru_cache(maxsize=_KEPT_CONTEXTS)
+def _server_context(files: TlsServerFiles, stamps: tuple[Any, ...]) -> ssl.SSLContext:
     import ssl
 
-    for name, file in (("cert", cert), ("key", key), ("ca", ca)):
-        if file is not None:
-            _stamp(name, file)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Connections live long; nobody resumes one, and each ticket would be two packets and memory.
+    # Connections live long and nobody resumes one; each ticket would be two packets and memory.
     context.num_tickets = 0
-    context.options |= ssl.OP_NO_TICKET
-    _show(context, cert, key)
-    if ca is not None:
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
+    _show(context, files.cert, files.key)
+    if files.ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-        _trust(context, ca)
+        _trust(context, files.ca)
     return context
 
 

@@ -15,14 +15,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gearmap.cli.common import FoundKey, find_key, key_option
+from gearmap.cli.common import FoundKey, find_key, key_option, tls_files_option
 from gearmap.config import DEFAULT_PORT, ServerAddress
-from gearmap.errors import ServerUnavailable, TransportError
+from gearmap.errors import ConfigurationError, ServerUnavailable, TransportError
+from gearmap.tls import TlsFiles, TlsServerFiles
 
 if TYPE_CHECKING:
     from gearmap.jobserver.process import ServerProcess
@@ -47,16 +49,29 @@ CLUSTER_THREADS = 1
     "--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(1, 65535), metavar="P", help="Port."
 )
 @click.option("--embedded", is_flag=True, help="The embedded job server, even where gearmand is installed.")
+@tls_files_option("cert", "Speak TLS, with this certificate; the server is then the embedded one.")
+@tls_files_option("key", "The certificate's key, if it is not in the same file.")
+@tls_files_option("ca", "Let in only clients with a certificate that this authority has signed.")
 @key_option
 @click.option("-v", "--verbose", count=True, help="Show the server's log; twice for all of it.")
-def server_command(host: str, port: int, embedded: bool, key_file: Path | None, verbose: int) -> int:
+def server_command(
+    host: str,
+    port: int,
+    embedded: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_ca: Path | None,
+    key_file: Path | None,
+    verbose: int,
+) -> int:
     """Run a job server: gearmand where it is installed, else the embedded one.
 
     Ctrl-C or SIGTERM ends it.
     """
     from gearmap.jobserver.process import start_job_server
 
-    address = ServerAddress(host, port, "--host and --port")
+    tls = _tls(tls_cert, tls_key, tls_ca)
+    address = ServerAddress(host, port, "--host and --port", None if tls is None else TlsFiles())
     _check_port(address)
     # Whoever starts the server is who may make the key: from here it is copied to every other host.
     key = find_key(key_file, may_make=True)
@@ -68,14 +83,29 @@ def server_command(host: str, port: int, embedded: bool, key_file: Path | None, 
             threads=0 if address.is_loopback else CLUSTER_THREADS,
             verbose=min(verbose, 2),
             log=None if log is None else log.path,
+            tls=tls,
         )
         with running:
-            click.echo("\n".join(advice(running.kind, address, key, explicit=key_file is not None)))
+            said = advice(
+                running.kind, address, key, explicit=key_file is not None, wants_certificates=tls_ca is not None
+            )
+            click.echo("\n".join(said))
             sys.stdout.flush()
             return _watch(running, stop, log)
 
 
-def advice(kind: str, address: ServerAddress, key: FoundKey, *, explicit: bool) -> list[str]:
+def _tls(cert: Path | None, key: Path | None, ca: Path | None) -> TlsServerFiles | None:
+    """Return the files of TLS, if it is to be spoken."""
+    if cert is None:
+        if key is not None or ca is not None:
+            raise ConfigurationError("a server that speaks TLS needs a certificate: --tls-cert FILE")
+        return None
+    return TlsServerFiles.of_options(cert, key, ca)
+
+
+def advice(
+    kind: str, address: ServerAddress, key: FoundKey, *, explicit: bool, wants_certificates: bool = False
+) -> list[str]:
     """Return the lines that say what runs, and what to paste into other terminals."""
     place = shlex.quote(str(_address_for_others(address)))
     quoted = shlex.quote(str(key.path))
@@ -87,15 +117,23 @@ def advice(kind: str, address: ServerAddress, key: FoundKey, *, explicit: bool) 
         "start workers:    " + f"gearmap worker -s {place}{option}",
         "use the cluster:  " + f"{variable}GEARMAP_SERVERS={place} jupyter lab",
     ]
+    if address.tls is not None:
+        lines += [
+            "",
+            "All of them need --tls-ca FILE, or GEARMAP_TLS_CA, for a certificate that the system does not know.",
+        ]
+    if wants_certificates:
+        lines += ["They must show a certificate of their own: --tls-cert and --tls-key, or GEARMAP_TLS_CERT and _KEY."]
     if not address.is_loopback:
         lines += ["", f"Copy the key file to every other host first: {quoted}, mode 600."]
-        lines += ["Whoever reaches this port can see and drop jobs, but not read or forge them: keep it inside."]
+        who = "has such a certificate" if wants_certificates else "reaches this port"
+        lines += [f"Whoever {who} can see and drop jobs, but not read or forge them: keep it inside."]
     return [*lines, "", "Ctrl-C ends the server."]
 
 
 def _address_for_others(address: ServerAddress) -> ServerAddress:
     if address.host in ("0.0.0.0", "::", ""):
-        return ServerAddress(socket.gethostname(), address.port, address.origin)
+        return replace(address, host=socket.gethostname())
     return address
 
 

@@ -13,12 +13,17 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from gearmap.errors import ConfigurationError
 from gearmap.jobserver.limits import Limits, Stock, usable_memory
 from gearmap.jobserver.records import ServerOptions
 from gearmap.jobserver.shell import serve
 from gearmap.jobserver.sockets import listen, raise_file_limit
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["main"]
 
@@ -37,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     memory_bytes = usable_memory()
     bytes(_LEARNED_BYTES)
     try:
+        make_tls = _tls(args)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 1
+    try:
         listener = listen(args.host, args.port)
     except OSError as error:
         print(f"cannot listen on {args.host!r} port {args.port}: {error}", file=sys.stderr)
@@ -54,9 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         options,
         limits=Limits.of_machine(memory_bytes=memory_bytes, max_files=max_files),
         lifeline=0 if args.lifeline else None,
+        make_tls=make_tls,
         on_ready=lambda: print(ready, flush=True),
     )
     return 0
+
+
+def _tls(args: argparse.Namespace) -> Callable[[], ssl.SSLContext] | None:
+    """Return what makes contexts of TLS, if it is to be spoken; it was tried once."""
+    if args.tls_cert is None:
+        return None
+    from gearmap.tls import TlsServerFiles, server_context
+
+    files = TlsServerFiles.of_options(args.tls_cert, args.tls_key, args.tls_ca)
+    server_context(files)
+    return lambda: server_context(files)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -66,6 +88,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lifeline", action="store_true", help="stop at the end of standard input")
     parser.add_argument("--job-retries", type=int, default=5, metavar="N", help="workers a job may lose; 0: no limit")
     parser.add_argument("--wake-one", action="store_true", help="a job wakes one sleeping worker, not all")
+    parser.add_argument("--tls-cert", metavar="FILE", help="speak TLS, with this certificate")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
+    parser.add_argument("--tls-ca", metavar="FILE", help="clients must show a certificate that this CA has signed")
     parser.add_argument("--log", metavar="FILE", help="log file (default: standard error)")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
     return parser.parse_args(argv)

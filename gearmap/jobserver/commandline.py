@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from gearmap.errors import ConfigurationError
+from gearmap.tls import TlsServerFiles
 
 __all__ = ["LaunchOptions", "embedded_command", "find_gearmand", "gearmand_command"]
 
@@ -69,6 +70,8 @@ class LaunchOptions:
         0, 1 or 2: how much is logged.
     log
         Log file; None logs nothing.
+    tls
+        What TLS is spoken with; None speaks plain text. Only the embedded server can.
     """
 
     host: str = "127.0.0.1"
@@ -78,6 +81,7 @@ class LaunchOptions:
     workers_wake_one: bool = False
     verbose: int = 0
     log: str | None = None
+    tls: TlsServerFiles | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -160,6 +164,9 @@ def embedded_command(options: LaunchOptions) -> list[str]:
         "--job-retries",
         str(options.job_retries),
     ]
+    if options.tls is not None:
+        for name, file in (("cert", options.tls.cert), ("key", options.tls.key), ("ca", options.tls.ca)):
+            command += [] if file is None else [f"--tls-{name}", file.path]
     if options.workers_wake_one:
         command.append("--wake-one")
     if options.log is not None:

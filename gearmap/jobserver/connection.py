@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Callable
 from typing import Final
 
 from gearmap.errors import ProtocolError
@@ -59,6 +60,8 @@ class Connection:
     def __init__(self, hub: Hub, sock: socket.socket, address: bytes) -> None:
         self._hub = hub
         self._socket = sock
+        # How much a socket that speaks TLS has received that the loop does not know of.
+        self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
         self._fd = sock.fileno()
         self._peer = ConnectedPeer(self, self._fd, address)
         self._reader = PacketReader(hub.limits.max_body_bytes, hub.pool)
@@ -235,6 +238,16 @@ class Connection:
             reader.filled(n_bytes)
         self.last_read = self._hub.loop.now
         self._handle_packets()
+        self._mind_pending()
+
+    def _mind_pending(self) -> None:
+        """Read on soon if something is there that the loop does not know of."""
+        if self._pending is not None and self._watched & READ and self._pending():
+            self._hub.loop.later(self._read_pending)
+
+    def _read_pending(self) -> None:
+        if self._watched & READ:  # not any more if it was closed or is held back; then `_read_again` sees to it
+            self._read()
 
     def _handle_packets(self) -> None:
         """Handle what has come, as long as the turn lasts; the rest waits for the next."""
@@ -383,3 +396,4 @@ class Connection:
         self.last_read = self._half_since = self._hub.loop.now
         self._handle_packets()
         self._watch()
+        self._mind_pending()

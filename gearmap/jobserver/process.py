@@ -24,6 +24,7 @@ from typing import Any, Final
 from gearmap.errors import ConfigurationError, ServerUnavailable
 from gearmap.jobserver.child import Child, guarded
 from gearmap.jobserver.commandline import LaunchOptions, embedded_command, find_gearmand, gearmand_command
+from gearmap.tls import TlsServerFiles, server_context
 
 __all__ = ["LaunchOptions", "PendingServer", "ServerProcess", "find_gearmand", "launch", "start_job_server"]
 
@@ -169,7 +170,8 @@ class PendingServer:
             else:
                 host, port, pid = self._options.host, self._port, int(line)
             child.server_pid = pid
-            version = self._wait_for_answer(host, port, pid, until)
+            # With TLS the line is what there is: nobody here has to have a certificate that the server lets in.
+            version = "" if self._options.tls else self._wait_for_answer(host, port, pid, until)
         except BaseException:
             child.kill()
             child.release()
@@ -216,6 +218,7 @@ def launch(
     workers_wake_one: bool = False,
     verbose: int = 0,
     log: str | None = None,
+    tls: TlsServerFiles | None = None,
 ) -> PendingServer:
     """Start a job server and return at once; `PendingServer.wait` gives it when it answers.
 
@@ -229,8 +232,14 @@ def launch(
         workers_wake_one=workers_wake_one,
         verbose=verbose,
         log=log,
+        tls=tls,
     )
-    return PendingServer(_program(kind), options, has_fallback=kind == "auto")
+    if tls is None:
+        return PendingServer(_program(kind), options, has_fallback=kind == "auto")
+    if kind not in ("auto", "embedded"):
+        raise ConfigurationError("TLS is for the embedded job server; before gearmand put stunnel, as the README shows")
+    server_context(tls)  # what is wrong with the files is said here
+    return PendingServer(None, options)
 
 
 def start_job_server(
@@ -243,6 +252,7 @@ def start_job_server(
     workers_wake_one: bool = False,
     verbose: int = 0,
     log: str | None = None,
+    tls: TlsServerFiles | None = None,
     deadline: float = 10.0,
 ) -> ServerProcess:
     """Start a job server that ends with this process, and wait until it answers.
@@ -266,6 +276,8 @@ def start_job_server(
         0, 1 or 2: how much is logged.
     log
         Log file; None logs nothing.
+    tls
+        What to speak TLS with; the server is then the embedded one.
     deadline
         Seconds from now in which it must answer.
 
@@ -285,6 +297,7 @@ def start_job_server(
         workers_wake_one=workers_wake_one,
         verbose=verbose,
         log=log,
+        tls=tls,
     )
     return pending.wait(deadline)
 

@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gearmap.jobserver.connection import Connection
 from gearmap.jobserver.hub import Hub
@@ -24,6 +24,11 @@ from gearmap.jobserver.loop import READ, Loop
 from gearmap.jobserver.machine import Machine
 from gearmap.jobserver.records import ServerOptions
 from gearmap.rarelog import RareLog
+
+if TYPE_CHECKING:
+    import ssl
+
+    from gearmap.jobserver.secured import Handshakes
 
 __all__ = ["Limits", "serve"]
 
@@ -42,6 +47,7 @@ class _Acceptor:
         self._loop = loop
         self._is_watched = False
         self.hub: Hub | None = None
+        self.handshakes: Handshakes | None = None
 
     def watch(self) -> None:
         """Accept connections, again if that had to pause."""
@@ -62,14 +68,18 @@ class _Acceptor:
                 self._loop.forget(self._listener.fileno())
                 self._is_watched = False
                 return
-            if self.hub.has_room():
-                self._start(self.hub, sock, address)
-            else:
+            if not self.hub.has_room():
                 log.warning("refusing connections: all %d are in use", len(self.hub.connections))
                 sock.close()
+            elif self.handshakes is not None:
+                self.handshakes.begin(sock, address)
+            else:
+                self.start(sock, address)
 
-    def _start(self, hub: Hub, sock: socket.socket, address: tuple[object, ...]) -> None:
-        connection = Connection(hub, sock, str((address or ("?",))[0]).encode())
+    def start(self, sock: socket.socket, address: tuple[object, ...]) -> None:
+        """Begin to serve a connection."""
+        assert self.hub is not None
+        connection = Connection(self.hub, sock, str((address or ("?",))[0]).encode())
         try:
             connection.start()
         except OSError as error:
@@ -85,6 +95,7 @@ def serve(
     *,
     limits: Limits | None = None,
     lifeline: int | None = None,
+    make_tls: Callable[[], ssl.SSLContext] | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGTERM, SIGINT, or the end of `lifeline`.
@@ -95,6 +106,8 @@ def serve(
         A listening socket; it is closed at the end.
     lifeline
         A file descriptor whose end of file stops the server.
+    make_tls
+        Returns the context for connections, where they are to speak TLS; asked for each, so that it may change.
     on_ready
         Called once connections are accepted.
     """
@@ -108,9 +121,16 @@ def serve(
     machine = Machine(options, pid=os.getpid(), clock=time.monotonic)
     hub = Hub(machine=machine, limits=limits or Limits(), loop=loop, on_closed=acceptor.watch)
     acceptor.hub = hub
+    handshakes = None
+    if make_tls is not None:
+        from gearmap.jobserver.secured import Handshakes  # importing `ssl` takes as long as half of the start
+
+        handshakes = acceptor.handshakes = Handshakes(loop, make_tls, acceptor.start, acceptor.watch)
 
     def tick(now: float) -> None:
         hub.sweep(now)
+        if handshakes is not None:
+            handshakes.sweep(now)
         acceptor.watch()
 
     with listener, loop.stopped_by(signal.SIGTERM, signal.SIGINT):
@@ -120,6 +140,8 @@ def serve(
         on_ready()
         logger.info("serving on %s", listener.getsockname())
         loop.run(tick, delay=hub.limits.sweep_delay)
+        if handshakes is not None:
+            handshakes.close()
         for connection in list(hub.connections):
             connection.abort()
     loop.close()

@@ -20,7 +20,7 @@ from stunnel import Stunnel
 
 import gearmap
 from gearmap.jobserver.process import start_job_server
-from gearmap.tls import TlsAddress, TlsFile, TlsFiles
+from gearmap.tls import TlsAddress, TlsFile, TlsFiles, TlsServerFiles
 from gearmap.transport.admin import server_status
 from gearmap.transport.client import ServerSession
 
@@ -96,10 +96,15 @@ def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture(params=["stunnel"])
+@pytest.fixture(params=["embedded", "stunnel"])
 def secure_server(request, authority, tmp_path):
-    """A job server behind TLS that wants client certificates; its address."""
+    """A job server with TLS that wants client certificates; its address."""
     pair = authority.sign("server")
+    if request.param == "embedded":
+        files = TlsServerFiles.of_options(pair.certificate, pair.key, authority.file)
+        with start_job_server("embedded", tls=files) as server:
+            yield server.host, server.port
+        return
     require_kind("gearmand")
     with start_job_server("gearmand") as server:
         stunnel = Stunnel(tmp_path, (server.host, server.port), pair, clients=authority.file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,16 @@ from certificates import Authority, Pair
 
 from gearmap.config import ServerAddress, ServerChoice, add_tls, resolve_servers
 from gearmap.errors import ConfigurationError
-from gearmap.tls import TlsAddress, TlsFile, TlsFiles, TlsOptions, client_context, resolve_tls, server_context
+from gearmap.tls import (
+    TlsAddress,
+    TlsFile,
+    TlsFiles,
+    TlsOptions,
+    TlsServerFiles,
+    client_context,
+    resolve_tls,
+    server_context,
+)
 
 HOME, FOLDER = Path("/home/ada"), Path("/srv")
 VARIABLES = {"GEARMAP_TLS_CA": "/env/ca.pem", "GEARMAP_TLS_CERT": "/env/cert.pem", "GEARMAP_TLS_KEY": "/env/key.pem"}
@@ -129,8 +139,9 @@ def test_a_client_always_checks_the_server_and_its_name(authority: Authority) ->
 
 def test_a_server_asks_for_certificates_where_it_knows_who_signs_them(authority: Authority) -> None:
     pair = authority.sign("server")
-    assert server_context(named(pair.certificate), named(pair.key)).verify_mode is ssl.CERT_NONE
-    asking = server_context(named(pair.certificate), named(pair.key), named(authority.file))
+    own = TlsServerFiles(cert=named(pair.certificate), key=named(pair.key))
+    assert server_context(own).verify_mode is ssl.CERT_NONE
+    asking = server_context(replace(own, ca=named(authority.file)))
     assert asking.verify_mode is ssl.CERT_REQUIRED
     assert asking.minimum_version is ssl.TLSVersion.TLSv1_2
 
