@@ -173,20 +173,23 @@ class Handshakes:
         return self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
 
     def watch(self, handshake: _Handshake, mask: int) -> None:
-        self._loop.watch(handshake.sock.fileno(), mask, handshake.on_events)
+        self._loop.watch(handshake.fd, mask, handshake.on_events)
+
+    def forget(self, handshake: _Handshake) -> None:
+        self._loop.forget(handshake.fd)
 
     def finish(self, handshake: _Handshake) -> None:
         """Hand a connection over that is ready."""
-        del self._open[handshake]
-        self._loop.forget(handshake.sock.fileno())
+        self._open.pop(handshake, None)
+        self.forget(handshake)
         self._start(handshake.sock, handshake.address)
 
     def drop(self, handshake: _Handshake) -> None:
-        """Close a connection."""
-        del self._open[handshake]
-        self._loop.forget(handshake.sock.fileno())
-        handshake.sock.close()
-        self._on_closed()
+        """Close a connection. May be repeated."""
+        if self._open.pop(handshake, None) is not None:
+            self.forget(handshake)
+            handshake.sock.close()
+            self._on_closed()
 
     def _give_up(self, handshake: _Handshake, why: str) -> None:
         if not handshake.is_refused:
@@ -200,6 +203,7 @@ class _Handshake:
     def __init__(self, owner: Handshakes, sock: socket.socket, address: tuple[Any, ...]) -> None:
         self._owner = owner
         self.sock = sock
+        self.fd = sock.fileno()
         self.address = address
         self.is_refused = False
 
@@ -212,10 +216,15 @@ class _Handshake:
         except OSError as error:
             log.info("a connection from %s ended in its TLS handshake: %s", self.address, error)
             self._owner.drop(self)
+        except Exception:
+            log.exception("closing a connection from %s in its TLS handshake", self.address)
+            self._owner.drop(self)
 
     def _go_on(self) -> None:
         if not isinstance(self.sock, ssl.SSLSocket):
-            # Not before something has come: until then it costs next to nothing.
+            # Not before something has come: until then it costs next to nothing. Who has been reset meanwhile is closed
+            # in there, and the loop must not know a number that is free for the next connection.
+            self._owner.forget(self)
             self.sock = self._owner.wrap(self.sock)
         try:
             self.sock.do_handshake()

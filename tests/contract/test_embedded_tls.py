@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import ssl
+import struct
 import time
 import warnings
 import zlib
@@ -268,6 +269,18 @@ def test_who_does_not_finish_the_handshake_is_closed(start, authority, loop, say
             answer = b""
         assert answer == b""
     loop.ready_session(secure(server, authority))
+
+
+def test_who_resets_the_connection_with_something_said_harms_nobody(start, authority, loop):
+    """Such a socket cannot be wrapped: Python has closed it by then, and its number belongs to the next one."""
+    server = start()
+    for number in range(100):
+        sock = socket.create_connection((server.host, server.port), DEADLINE)
+        sock.sendall(b"\x16\x03\x01" if number % 2 else b"version\n")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+    loop.ready_session(secure(server, authority))
+    assert server.alive
 
 
 @SLOW
