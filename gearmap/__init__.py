@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from gearmap.client import Client, LocalCluster
     from gearmap.config import RunOptions
     from gearmap.executor import GearmanExecutor
+    from gearmap.named import NamedTask
+    from gearmap.named import task as task
     from gearmap.notebook.magics import load_ipython_extension as load_ipython_extension
     from gearmap.notebook.magics import unload_ipython_extension as unload_ipython_extension
     from gearmap.overview.values import ClusterStatus
@@ -83,6 +85,7 @@ __all__ = [
     "JobRejected",
     "LocalCluster",
     "MapFuture",
+    "NamedTask",
     "ProtocolError",
     "RemoteError",
     "RemoteTraceback",
@@ -108,6 +111,7 @@ _HOME = {
     "GearmanExecutor": "gearmap.executor",
     "LocalCluster": "gearmap.client",
     "MapFuture": "gearmap.runtime.mapfuture",
+    "NamedTask": "gearmap.named",
     "RunOptions": "gearmap.config",
     "Task": "gearmap.runtime.task",
     "connect": "gearmap.api",
@@ -128,6 +132,7 @@ _HOME = {
     "starmap": "gearmap.api",
     "status": "gearmap.api",
     "submit": "gearmap.api",
+    "task": "gearmap.named",
     "unload_ipython_extension": "gearmap.notebook.magics",
 }
 

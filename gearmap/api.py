@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from gearmap import current
-from gearmap.backend import LocalBackend, choose_backend
+from gearmap.backend import LocalBackend
+from gearmap.choice import choose_backend
 from gearmap.client import BoundOptions, Client, LocalCluster
 from gearmap.overview.values import ClusterStatus
 from gearmap.runtime import child

@@ -9,7 +9,6 @@ that was forked never touches what its parent started.
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 import threading
@@ -22,14 +21,14 @@ from gearmap.config import (
     Patience,
     RunOptions,
     ServerAddress,
-    ServerChoice,
     ServerMode,
     exception_classes,
 )
 from gearmap.core.engine import RunEngine
 from gearmap.core.missing import NOTICE_SECONDS
+from gearmap.core.names import Lane, TaskLane
 from gearmap.core.retry import RetryPolicy
-from gearmap.errors import ClusterBroken, ConfigurationError, TaskTimeout
+from gearmap.errors import ClusterBroken, TaskTimeout
 from gearmap.runtime import child, task
 from gearmap.runtime.blobs import ArgumentStore, BlobStore, can_share
 from gearmap.runtime.callrun import MAX_BLOCK_CALLS, CallRun
@@ -43,25 +42,19 @@ from gearmap.runtime.localcode import LocalCode
 from gearmap.runtime.nodeline import check_asker
 from gearmap.runtime.placed import ArgumentPlacer
 from gearmap.runtime.run import Place, Run, RunSettings
-from gearmap.runtime.sessions import Session, new_session, session_from_node
+from gearmap.runtime.sessions import Session, new_session, new_task_session, session_from_node, task_session_from_node
 from gearmap.runtime.shipped import install
+from gearmap.runtime.taskbook import record_of, reference_to
 from gearmap.runtime.tenancy import Tenancy, make_tenancy
 from gearmap.secret import Secret
-from gearmap.servers import find_key, find_servers
-from gearmap.tls import TlsOptions
 from gearmap.wire.framing import Payload
 from gearmap.wire.serializer import FunctionCache, dumps, with_prelude
 
-__all__ = ["Backend", "LocalBackend", "choose_backend", "named_backend"]
+__all__ = ["Backend", "LocalBackend", "NestedBackend"]
 
 # How long a local cluster's own node may take before people are told that it has no workers yet. Raised: a busy machine
 # gives no false alarm; lowered: a node that hangs is known sooner.
 NODE_START_SECONDS = 30.0
-
-# Programs in which a cluster that starts by itself would be started by each of many processes.
-_WEB_SERVERS = (
-    "django.core.wsgi", "django.core.asgi", "gunicorn", "uwsgi", "uvicorn", "daphne", "hypercorn", "waitress",
-)  # fmt: skip
 
 
 class _Pickled:
@@ -192,12 +185,20 @@ class Backend:
         SerializationError
             If it does not pickle.
         """
+        record = record_of(fn)
+        if record is not None and record.module != "__main__":
+            return reference_to(record)
         cache = self._pickled_for(options).functions
         found = cache.find(fn)
         if found is None:
             with self._lock:
                 found = cache.payload(fn)
         return found
+
+    def task_name(self, fn: Callable[..., Any]) -> str | None:
+        """Return the name of a named task that goes to workers that serve it; None for what any worker runs."""
+        record = record_of(fn)
+        return None if record is None else record.name
 
     def _pickled_for(self, options: RunOptions) -> _Pickled:
         if not options.by_value and not options.by_reference:
@@ -209,7 +210,14 @@ class Backend:
             return self._pickled_otherwise[chosen]
 
     def run_maker(
-        self, driver: Driver, options: RunOptions, feeds: bytes | None, total: int | None, *, tenant: str | None = None
+        self,
+        driver: Driver,
+        options: RunOptions,
+        feeds: bytes | None,
+        total: int | None,
+        *,
+        tenant: str | None = None,
+        task: str | None = None,
     ) -> Callable[[Consumer], Run]:
         """Return what makes a run for its consumer, in the driver thread; what must be pickled for it is pickled now.
 
@@ -221,6 +229,8 @@ class Backend:
             How many tasks there will be, if that is known.
         tenant
             Who has children of its own that run the initializer; by default everybody with an equal one.
+        task
+            The named task that is called (`task_name`), or None.
 
         Raises
         ------
@@ -240,20 +250,21 @@ class Backend:
                 self._pickled_for(options).accompany,
                 is_sole=tenant is not None,
             )
-        session = self.open_session(options.queue)
+        session: Session[Lane] | Session[TaskLane]
+        session = self.open_session(options.queue) if task is None else self.open_task_session(task)
         return lambda consumer: self._make_run(driver, consumer, session, options, feeds, total, retried, tenancy)
 
-    def make_call_run(self, options: RunOptions, *, tenant: str | None = None) -> CallRun:
+    def make_call_run(self, options: RunOptions, *, tenant: str | None = None, task: str | None = None) -> CallRun:
         """Return a new run for single calls; see `run_maker`."""
         driver = self.ready_driver()
-        maker = self.run_maker(driver, options, None, None, tenant=tenant)
+        maker = self.run_maker(driver, options, None, None, tenant=tenant, task=task)
         return CallRun(driver, maker, max_block=options.max_tasks_per_child or MAX_BLOCK_CALLS)
 
     def _make_run(
         self,
         driver: Driver,
         consumer: Consumer,
-        session: Session,
+        session: Session[Lane] | Session[TaskLane],
         options: RunOptions,
         feeds: bytes | None,
         total: int | None,
@@ -331,10 +342,15 @@ class Backend:
 
     # ------------------------------------------------------------- what a local cluster, or a task's backend, overrides
 
-    def open_session(self, queue: str) -> Session:
+    def open_session(self, queue: str) -> Session[Lane]:
         """Return a fresh session for a run of a queue."""
         assert self._secret is not None
         return new_session(self._secret, queue)
+
+    def open_task_session(self, name: str) -> Session[TaskLane]:
+        """Return a fresh session for a run of a named task."""
+        assert self._secret is not None
+        return new_task_session(self._secret, name)
 
     def _buffer_placer(self) -> Callable[[Payload], Payload] | None:
         """Return what puts the large buffers of functions where all nodes find them, if there is such a place.
@@ -403,6 +419,10 @@ class LocalBackend(Backend):
         """Where tasks run: in the caller's folder, with its search path."""
         return self._callers_place()
 
+    def task_name(self, fn: Callable[..., Any]) -> str | None:
+        """Its workers find named tasks where the caller does, so any of them runs them."""
+        return None
+
     def _after_fork_in_child(self) -> None:
         """Stay away from the parent's processes; what was not started yet can be started here."""
         super()._after_fork_in_child()
@@ -451,8 +471,15 @@ class NestedBackend(Backend):
         header = task.running_header()
         return Place() if header is None or header.cwd is None else self._callers_place()
 
-    def open_session(self, queue: str) -> Session:
+    def open_session(self, queue: str) -> Session[Lane]:
         return session_from_node(queue)
+
+    def open_task_session(self, name: str) -> Session[TaskLane]:
+        return task_session_from_node(name)
+
+    def task_name(self, fn: Callable[..., Any]) -> str | None:
+        """On a local cluster any worker runs a named task, as it does for its client."""
+        return None if child.settings.is_local else super().task_name(fn)
 
     def _patience(self, queue: str) -> float:
         return NODE_START_SECONDS  # the node is opening the level
@@ -467,56 +494,6 @@ class NestedBackend(Backend):
 
     def _start(self) -> None:
         task.at_end_of_job(self.close)
-
-
-def named_backend(
-    servers: str | Sequence[str] | None, key: str | os.PathLike[str] | None, tls: TlsOptions | None = None
-) -> Backend:
-    """Return the backend for job servers that somebody has named, here or in the environment.
-
-    Raises
-    ------
-    ConfigurationError
-        If nobody has, an address is malformed, a file of TLS is not fit, or there is no key for a server that is not on
-        this machine.
-    """
-    choice = find_servers(servers, tls)
-    if choice.mode is ServerMode.LOCAL:
-        raise ConfigurationError(
-            "no job server is named; give servers='HOST[:PORT]', set GEARMAP_SERVERS, or use LocalCluster()"
-        )
-    return _of_choice(choice, key)
-
-
-def choose_backend(
-    servers: str | Sequence[str] | None = None, key: str | os.PathLike[str] | None = None, workers: int | None = None
-) -> Backend:
-    """Return the backend for the job servers that are named, else for a local cluster of so many workers.
-
-    Raises
-    ------
-    ConfigurationError
-        As `named_backend`; also if a local cluster would start inside a web server.
-    """
-    if child.is_child and servers is None:
-        return NestedBackend()
-    choice = find_servers(servers)
-    if choice.mode is not ServerMode.LOCAL:
-        return _of_choice(choice, key)
-    host = next((name for name in _WEB_SERVERS if name in sys.modules), None)
-    if host is not None:
-        raise ConfigurationError(
-            f"no cluster is started by itself inside a web server ({host}); set GEARMAP_SERVERS=HOST[:PORT], "
-            "or GEARMAP_SERVERS=inline for tests"
-        )
-    return LocalBackend(workers)
-
-
-def _of_choice(choice: ServerChoice, key: str | os.PathLike[str] | None) -> Backend:
-    if choice.mode is ServerMode.NONE:
-        raise ConfigurationError(f"there is no cluster to use: {choice.origin} says 'none'")
-    secret = find_key(key, choice.addresses) if choice.mode is ServerMode.SERVERS else None
-    return Backend(choice.mode, choice.addresses, secret)
 
 
 def _policy(options: RunOptions) -> RetryPolicy:

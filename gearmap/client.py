@@ -15,7 +15,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from gearmap import current
-from gearmap.backend import Backend, LocalBackend, named_backend
+from gearmap.backend import Backend, LocalBackend
+from gearmap.choice import named_backend
 from gearmap.cluster import LocalProcesses
 from gearmap.config import MAP_ONLY, RunOptions, ServerMode, check_whole
 from gearmap.errors import ClusterBroken, ConfigurationError
@@ -189,7 +190,7 @@ class Client(BoundOptions):
         backend.owner = type(self).__name__
         self._lock = threading.RLock()
         self._call_runs: dict[Hashable, CallRun] = {}
-        self._last_calls: tuple[RunOptions | None, CallRun | None] = (None, None)
+        self._last_calls: tuple[RunOptions | None, str | None, CallRun | None] = (None, None, None)
         self._inline_tasks = 0
         watch_forks(self)
 
@@ -197,7 +198,7 @@ class Client(BoundOptions):
         """Forget the parent's runs; called by itself in a forked process."""
         self._lock = threading.RLock()
         self._call_runs = {}
-        self._last_calls = (None, None)
+        self._last_calls = (None, None, None)
         _with_calls.discard(self)
 
     # ---------------------------------------------------------------------------------------------------------- surface
@@ -264,7 +265,7 @@ class Client(BoundOptions):
         current.leave(self)
         with self._lock:
             self._call_runs.clear()
-            self._last_calls = (None, None)
+            self._last_calls = (None, None, None)
         self._backend.close()
 
     # ------------------------------------------------------------------------------------------------------------- runs
@@ -281,32 +282,33 @@ class Client(BoundOptions):
         function = backend.pickle_function(fn, options)
         call = dump_call(args, kwargs, backend.place_arguments)
         place = backend.place()
-        run = self._call_run(options)
+        name = backend.task_name(fn)
+        run = self._call_run(options, name)
         try:
             return run.submit(function, call, place)
         except ClusterBroken:
             # The run ended meanwhile: its servers were away. Now is another time.
-            return self._call_run(options).submit(function, call, place)
+            return self._call_run(options, name).submit(function, call, place)
 
     @property
     def _pending(self) -> int:
         """How many submitted calls have not ended."""
         return sum(run.pending for run in list(self._call_runs.values()))
 
-    def _call_run(self, options: RunOptions) -> CallRun:
-        known, run = self._last_calls
-        if known is options and run is not None and not run.over:
+    def _call_run(self, options: RunOptions, task: str | None = None) -> CallRun:
+        known, known_task, run = self._last_calls
+        if known is options and known_task == task and run is not None and not run.over:
             return run  # a look-up compares all options
         with self._lock:
-            key = options.key
+            key = (options.key, task)
             run = self._call_runs.get(key)
             if run is not None and run.is_broken_for_good and run.error is not None:
                 raise run.error
             if run is None or run.over:
                 _check_submit_options(options)
                 _remember(self)
-                run = self._call_runs[key] = self._backend.make_call_run(options)
-            self._last_calls = (options, run)
+                run = self._call_runs[key] = self._backend.make_call_run(options, task=task)
+            self._last_calls = (options, task, run)
             return run
 
 

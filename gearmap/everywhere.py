@@ -124,7 +124,7 @@ def run_everywhere(
 # ---------------------------------------------------------------------------------------------------- finding workers
 
 
-def _find_targets(backend: Backend, session: Session, one_of_each_node: bool) -> list[_Target]:
+def _find_targets(backend: Backend, session: Session[Lane], one_of_each_node: bool) -> list[_Target]:
     """Return the workers that are there; wait a moment for those that a job server lists and no node tells of yet."""
     until = time.monotonic() + SETTLE_SECONDS
     while True:
@@ -146,7 +146,7 @@ def _find_targets(backend: Backend, session: Session, one_of_each_node: bool) ->
     return _targets(nodes, session, backend.id, one_of_each_node)
 
 
-def _describe(listed: dict[Any, dict[str, int]], session: Session) -> list[_Node]:
+def _describe(listed: dict[Any, dict[str, int]], session: Session[Lane]) -> list[_Node]:
     """Return the nodes that serve our queue for our Python, as they describe themselves."""
     found: dict[str, _Node] = {}
     for address, functions in listed.items():
@@ -164,7 +164,7 @@ def _describe(listed: dict[Any, dict[str, int]], session: Session) -> list[_Node
     return serving
 
 
-def _targets(nodes: Sequence[_Node], session: Session, client: str, one_of_each_node: bool) -> list[_Target]:
+def _targets(nodes: Sequence[_Node], session: Session[Lane], client: str, one_of_each_node: bool) -> list[_Target]:
     shared = Counter(node.described["name"] for node in nodes)
     targets = []
     for node in nodes:
@@ -185,7 +185,7 @@ def _targets(nodes: Sequence[_Node], session: Session, client: str, one_of_each_
 # ------------------------------------------------------------------------------------------------------------- leases
 
 
-def _ask(targets: Sequence[_Target], session: Session, **request: Any) -> dict[str, dict[str, Any] | None]:
+def _ask(targets: Sequence[_Target], session: Session[Lane], **request: Any) -> dict[str, dict[str, Any] | None]:
     """Ask each node of these workers for something about their lanes; return the answers by node."""
     lanes: dict[str, list[tuple[int, str]]] = {}
     addresses = {}
@@ -196,13 +196,13 @@ def _ask(targets: Sequence[_Target], session: Session, **request: Any) -> dict[s
     return dict(zip(lanes, ask_nodes(questions, session, timeout=ANSWER_SECONDS), strict=True))
 
 
-def _lease(targets: Sequence[_Target], session: Session) -> list[_Target]:
+def _lease(targets: Sequence[_Target], session: Session[Lane]) -> list[_Target]:
     """Have the workers serve their lanes; return those that do. The others are leaving, or have left."""
     answers = _ask(targets, session, op="serve", seconds=LEASE_SECONDS)
     return [target for target in targets if (answers[target.question.node] or {}).get("ok")]
 
 
-def _give_back(backend: Backend, targets: Sequence[_Target], session: Session) -> None:
+def _give_back(backend: Backend, targets: Sequence[_Target], session: Session[Lane]) -> None:
     """Let go of everything."""
     for target in targets:
         if target.run is not None:
@@ -228,7 +228,7 @@ def _forget(address: Address, name: str) -> None:
 
 
 def _wait(
-    backend: Backend, targets: Sequence[_Target], session: Session, deadline: float | None, timeout: float | None
+    backend: Backend, targets: Sequence[_Target], session: Session[Lane], deadline: float | None, timeout: float | None
 ) -> None:
     """Wait until each worker has an answer, has gone, or the time is over."""
     waiting = {target.future: target for target in targets if target.future is not None}

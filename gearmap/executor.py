@@ -20,7 +20,8 @@ from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
 from gearmap import current
-from gearmap.backend import Backend, choose_backend, named_backend
+from gearmap.backend import Backend
+from gearmap.choice import choose_backend, named_backend
 from gearmap.config import MAP_ONLY, RunOptions, ServerMode, check_whole
 from gearmap.errors import ClusterBroken, ConfigurationError
 from gearmap.runtime.callrun import CallRun

@@ -116,7 +116,7 @@ def _runner(backend: Backend, future: MapFuture[Any], delay: float, began: tuple
     record.store = backend.arguments
     return MapRun(
         RunPort(driver, function, backend.place(), record.kind),
-        backend.run_maker(driver, options, function[0], total),
+        backend.run_maker(driver, options, function[0], total, task=backend.task_name(record.fn)),
         record,
         where=backend.where,
         sink=_sink(backend, options, record.fn, total, delay=delay, cancel=future.cancel),
@@ -175,7 +175,7 @@ def _imap_results(
     to_the_end = replace(options, return_exceptions=True)
     run = ImapRun(
         RunPort(driver, function, backend.place(), source.kind),
-        backend.run_maker(driver, to_the_end, function[0], total),
+        backend.run_maker(driver, to_the_end, function[0], total, task=backend.task_name(fn)),
         source,
         options,
         store=backend.arguments,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from gearmap.config import ServerAddress
     from gearmap.core.names import Lane
-    from gearmap.overview.listing import FunctionRow, LaneRow, ServerAnswer
+    from gearmap.overview.listing import FunctionRow, LaneRow, ServerAnswer, TaskRow
     from gearmap.overview.values import NodeStatus
 
 __all__ = ["status_command"]
@@ -49,15 +49,16 @@ def status_command(named: NamedServers, key_file: Path | None) -> int:
     key, note = _my_key(key_file)
     mine = "" if key is None else key.id
     console = make_console()
-    lanes = listing.lane_rows(answers)
+    lanes, tasks = listing.lane_rows(answers), listing.task_rows(answers)
     console.print(_server_table(answers))
     if not any(not answer.problem for answer in answers):
         console.print("no job server answers; start one: gearmap server", style="red")
         return 1
     _show_queues(console, lanes, mine)
+    _show_tasks(console, tasks, mine)
     _show_nodes(console, _nodes(servers, answers, key), mine)
     _show_others(console, listing.function_rows(answers))
-    for line in (*listing.hints(answers, lanes), *([note] if note else [])):
+    for line in (*listing.hints(answers, [*lanes, *tasks]), *([note] if note else [])):
         console.print(line, style="yellow", soft_wrap=True)
     return 0
 
@@ -126,6 +127,18 @@ def _show_queues(console: Console, lanes: Sequence[LaneRow], mine: str) -> None:
         style = "yellow" if row.queued and not row.workers else None
         counts = (f"{row.workers:,}", f"{row.queued:,}", f"{row.running:,}")
         table.add_row(lane.queue, _python(lane), _key(lane.key_id, mine), str(lane.level), *counts, style=style)
+    console.print(table)
+
+
+def _show_tasks(console: Console, tasks: Sequence[TaskRow], mine: str) -> None:
+    if not tasks:
+        return
+    numbers = ("level", "workers", "queued", "running")
+    table = _table("named tasks", "task", "key", *numbers, numbers=numbers)
+    for row in tasks:
+        style = "yellow" if row.queued and not row.workers else None
+        counts = (f"{row.workers:,}", f"{row.queued:,}", f"{row.running:,}")
+        table.add_row(row.lane.task, _key(row.lane.key_id, mine), str(row.lane.level), *counts, style=style)
     console.print(table)
 
 

@@ -40,6 +40,13 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
     "-q", "--queue", "queues", multiple=True, metavar="QUEUE", help="Queue to serve; may be repeated. Default: default."
 )
 @click.option(
+    "--tasks",
+    "modules",
+    multiple=True,
+    metavar="MODULE",
+    help="Module whose named tasks are served, too; may be repeated. Without -q: those of all queues.",
+)
+@click.option(
     "--cwd", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Where tasks run."
 )
 @click.option(
@@ -83,6 +90,7 @@ def worker_command(
     named: NamedServers,
     workers: int | None,
     queues: tuple[str, ...],
+    modules: tuple[str, ...],
     cwd: Path | None,
     variables: tuple[str, ...],
     clean_env: bool,
@@ -100,13 +108,15 @@ def worker_command(
     stops at once.
     """
     from gearmap.cluster import make_node_id
-    from gearmap.config import check_queue
     from gearmap.core.sizes import parse_bytes
     from gearmap.runtime.cpus import usable_cpus
     from gearmap.runtime.environment import environment_for_tasks
     from gearmap.runtime.memory_use import memory_limit_bytes
     from gearmap.runtime.noderun import DRAIN_GRACE, encode_node_config
 
+    environment = environment_for_tasks(os.environ, clean=clean_env)
+    folder = str((cwd or Path.cwd()).absolute())
+    chosen, tasks = _find_tasks(modules, queues, folder, {**environment, **dict(parse_environment(variables))})
     servers = find_servers(named)
     key = find_key(key_file, may_make=all(server.is_loopback for server in servers))
     config = encode_node_config(
@@ -114,10 +124,12 @@ def worker_command(
         keys=key.keys.accepted,
         key_file=str(key.path.absolute()),
         workers=workers or usable_cpus(),
-        queues=tuple(dict.fromkeys(check_queue(queue) for queue in queues)) or ("default",),
+        queues=chosen,
+        tasks=tasks,
+        task_modules=modules,
         name=_check_name(name),
         node_id=make_node_id(),
-        cwd=str((cwd or Path.cwd()).absolute()),
+        cwd=folder,
         environment=parse_environment(variables),
         memory_limit=None if memory_limit is None else memory_limit_bytes(memory_limit, "--memory-limit"),
         max_tasks_per_child=max_tasks_per_child,
@@ -126,7 +138,30 @@ def worker_command(
         quiet=False,
         verbose=verbose,
     )
-    _become_node(config, environment_for_tasks(os.environ, clean=clean_env))
+    _become_node(config, environment)
+
+
+def _find_tasks(
+    modules: Sequence[str], queues: Sequence[str], cwd: str, environment: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the queues to serve, and the names of the tasks that belong to them."""
+    from gearmap.config import check_queue
+    from gearmap.core.names import DEFAULT_QUEUE
+    from gearmap.runtime.tasklist import list_tasks
+
+    chosen = tuple(dict.fromkeys(check_queue(queue) for queue in queues))
+    if not modules:
+        return chosen or (DEFAULT_QUEUE,), ()
+    tasks = list_tasks(modules, cwd=cwd, environment=environment)
+    if not chosen:
+        chosen = tuple(dict.fromkeys([DEFAULT_QUEUE, *(task.queue for task in tasks if task.queue)]))
+    served = tuple(task.name for task in tasks if (task.queue or DEFAULT_QUEUE) in chosen)
+    if not served:
+        named = ", ".join(sorted({task.queue or DEFAULT_QUEUE for task in tasks}))
+        raise ConfigurationError(
+            f"no task of {', '.join(modules)} is in queue {', '.join(chosen)}; their queues are {named}"
+        )
+    return chosen, served
 
 
 def parse_environment(variables: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gearmap.core.names import Lane, explain_no_worker
+from gearmap.core.names import Lane, TaskLane, explain_no_worker
 
 __all__ = ["NOTICE_SECONDS", "WorkerWatch"]
 
@@ -36,7 +36,7 @@ class WorkerWatch:
         When `notice` has something to say, if nothing else happens (monotonic seconds).
     """
 
-    def __init__(self, lane: Lane, patience: float = NOTICE_SECONDS) -> None:
+    def __init__(self, lane: Lane | TaskLane, patience: float = NOTICE_SECONDS) -> None:
         self._lane = lane
         self._patience = patience
         self._listed: dict[int, dict[str, int]] = {}  # by server: workers of each function

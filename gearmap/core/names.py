@@ -1,8 +1,9 @@
 """Gearman function names: they carry all compatibility, so that nobody is offered what it cannot run.
 
-`gearmap1.<queue>[~level].py311.<key id>` is a lane of work; `gearmap1.node.<node id>.<key id>` is a node's control
-function, `gearmap1.blobs.<client id>.<key id>` that by which a client gives large arrays. The number after `gearmap` is
-the wire version.
+`gearmap1.<queue>[~level].py311.<key id>` is a lane of work; `gearmap1.task:<task>[~level].<key id>` that of a named
+task, whose callers may have another Python; `gearmap1.node.<node id>.<key id>` is a node's control function,
+`gearmap1.blobs.<client id>.<key id>` that by which a client gives large arrays. The number after `gearmap` is the wire
+version.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ __all__ = [
     "DEFAULT_QUEUE",
     "WIRE_VERSION",
     "Lane",
+    "TaskLane",
     "blobs_name",
     "control_name",
     "explain_no_worker",
+    "is_task_name",
     "key_ids_of_nodes",
     "node_ids",
 ]
@@ -26,6 +29,8 @@ WIRE_VERSION = 1
 DEFAULT_QUEUE = "default"
 
 _LANE = re.compile(r"gearmap(\d+)\.([A-Za-z0-9_-]{1,64})(?:~(\d+))?\.py(\d)(\d+)\.([0-9a-f]{8})")
+_TASK_LANE = re.compile(r"gearmap(\d+)\.task:([!-}]{1,200}?)(?:~(\d+))?\.([0-9a-f]{8})")
+_TASK_NAME = re.compile(r"[!-}]{1,200}")
 _CONTROL = re.compile(r"gearmap1\.node\.([A-Za-z0-9-]+)\.([0-9a-f]{8})")
 
 
@@ -61,6 +66,46 @@ class Lane:
         return cls(queue, (int(major), int(minor)), key_id, int(level or 0), int(version))
 
 
+@dataclass(frozen=True, slots=True)
+class TaskLane:
+    """One named task at one nesting level, for one key.
+
+    >>> TaskLane("shop.send_mail", "1f3a77c0").name
+    'gearmap1.task:shop.send_mail.1f3a77c0'
+    >>> TaskLane.parse("gearmap1.task:shop.send_mail~2.1f3a77c0").level
+    2
+    """
+
+    task: str
+    key_id: str
+    level: int = 0
+    version: int = WIRE_VERSION
+
+    @property
+    def name(self) -> str:
+        """The Gearman function name."""
+        level = f"~{self.level}" if self.level else ""
+        return f"gearmap{self.version}.task:{self.task}{level}.{self.key_id}"
+
+    @classmethod
+    def parse(cls, name: str) -> TaskLane | None:
+        """Return the lane that a function name means, or None if it is not that of a named task."""
+        match = _TASK_LANE.fullmatch(name)
+        if match is None:
+            return None
+        version, task, level, key_id = match.groups()
+        return cls(task, key_id, int(level or 0), int(version))
+
+
+def is_task_name(name: str) -> bool:
+    """Whether a task may be called so: 1 to 200 characters of ASCII, no white space and no `~`.
+
+    >>> is_task_name("shop.send_mail"), is_task_name("send mail"), is_task_name("")
+    (True, False, False)
+    """
+    return _TASK_NAME.fullmatch(name) is not None
+
+
 def control_name(node_id: str, key_id: str) -> str:
     """Return the name of a node's control function."""
     return f"gearmap{WIRE_VERSION}.node.{node_id}.{key_id}"
@@ -90,13 +135,15 @@ def key_ids_of_nodes(functions: Iterable[str]) -> dict[str, set[str]]:
     return found
 
 
-def explain_no_worker(lane: Lane, served: Iterable[tuple[str, int]], servers: Sequence[str]) -> str:
+def explain_no_worker(lane: Lane | TaskLane, served: Iterable[tuple[str, int]], servers: Sequence[str]) -> str:
     """Say why nothing runs in `lane`, from the (function name, workers) pairs that the job servers list.
 
     >>> print(explain_no_worker(Lane("gpu", (3, 11), "1f3a77c0"), [("gearmap1.gpu.py312.1f3a77c0", 12)], ["head:4730"]))
     no worker serves queue 'gpu' for Python 3.11 with your key (1f3a77c0) on head:4730: 12 serve it with Python 3.12; \
 start one: gearmap worker -s head:4730 -q gpu
     """
+    if isinstance(lane, TaskLane):
+        return _explain_no_task(lane, served, servers)
     other_python: dict[tuple[int, int], int] = {}
     other_key: dict[str, int] = {}
     other_queue: dict[str, int] = {}
@@ -120,4 +167,30 @@ start one: gearmap worker -s head:4730 -q gpu
         f"({lane.key_id}) on {', '.join(servers)}{there}; start one: gearmap worker"
         + "".join(f" -s {server}" for server in servers)
         + (f" -q {lane.queue}" if lane.queue != "default" else "")
+    )
+
+
+def _explain_no_task(lane: TaskLane, served: Iterable[tuple[str, int]], servers: Sequence[str]) -> str:
+    """Say why nobody runs a named task: with another key, under a name that is nearly the same, or not at all.
+
+    >>> served = [("gearmap1.task:shop.send_mail.1f3a77c0", 2), ("gearmap1.task:shop.sendmail.77c01f3a", 3)]
+    >>> print(explain_no_worker(TaskLane("shop.sendmail", "1f3a77c0"), served, ["head"]))
+    no worker serves task 'shop.sendmail' with your key (1f3a77c0) on head, 3 have another key (77c01f3a); did you \
+mean 'shop.send_mail'? start one: gearmap worker -s head --tasks MODULE
+    """
+    from difflib import get_close_matches  # only for who is told
+
+    others = [(other, workers) for name, workers in served if workers and (other := TaskLane.parse(name)) is not None]
+    elsewhere = {each.key_id: workers for each, workers in others if each.task == lane.task}
+    names = {each.task for each, _ in others if each.key_id == lane.key_id and each.task != lane.task}
+    alike = get_close_matches(lane.task, sorted(names), n=1)
+    there = "".join(
+        f", {workers} have another key ({key_id})"
+        for key_id, workers in sorted(elsewhere.items())
+        if key_id != lane.key_id
+    )
+    meant = f" did you mean {alike[0]!r}?" if alike else ""
+    return (
+        f"no worker serves task {lane.task!r} with your key ({lane.key_id}) on {', '.join(servers)}{there};{meant} "
+        "start one: gearmap worker" + "".join(f" -s {server}" for server in servers) + " --tasks MODULE"
     )

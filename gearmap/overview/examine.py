@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from gearmap.config import ServerAddress
-from gearmap.core.names import WIRE_VERSION, key_ids_of_nodes
+from gearmap.core.names import WIRE_VERSION, Lane, key_ids_of_nodes
 from gearmap.overview.checkup import Facts, KeyFacts, ServerFacts, ToldNode
 from gearmap.overview.listing import ServerAnswer
 from gearmap.overview.survey import NODE_SECONDS, ask_servers
@@ -62,7 +62,7 @@ def _ask_nodes(
 ) -> dict[str, ToldNode]:
     """Return what nodes tell that have one of the keys; each is asked once, over one server."""
     sessions = {key_id(secret): new_session(secret, "default") for secret in keys}
-    asked: dict[str, tuple[Question, Session]] = {}
+    asked: dict[str, tuple[Question, Session[Lane]]] = {}
     for address, answer in zip(addresses, answers, strict=True):
         there = key_ids_of_nodes(row.function for row in answer.functions if row.workers)
         for node, ids in there.items():
@@ -76,7 +76,7 @@ def _ask_nodes(
         return {node: each for node, each in zip(asked, told, strict=True) if each is not None}
 
 
-def _ask_node(question: Question, session: Session) -> ToldNode | None:
+def _ask_node(question: Question, session: Session[Lane]) -> ToldNode | None:
     before = time.time()
     (answer,) = ask_nodes([question], session, timeout=NODE_SECONDS)
     if answer is None or answer.get("ok") is not True:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gearmap.core.names import Lane, explain_no_worker
+from gearmap.core.names import Lane, TaskLane, explain_no_worker
 from gearmap.transport.admin import WorkerRow
 from gearmap.transport.events import StatusRow
 
@@ -17,11 +17,13 @@ __all__ = [
     "LaneRow",
     "NodeRow",
     "ServerAnswer",
+    "TaskRow",
     "function_rows",
     "hints",
     "lane_rows",
     "node_rows",
     "server_kind",
+    "task_rows",
 ]
 
 
@@ -52,6 +54,16 @@ class LaneRow:
     """One of our queues, for one Python version and one key, over all servers."""
 
     lane: Lane
+    workers: int
+    queued: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRow:
+    """One named task, for one key, over all servers."""
+
+    lane: TaskLane
     workers: int
     queued: int
     running: int
@@ -100,6 +112,16 @@ def lane_rows(answers: Iterable[ServerAnswer]) -> list[LaneRow]:
     return sorted(rows, key=lambda row: (row.lane.queue, row.lane.level, row.lane.python, row.lane.key_id))
 
 
+def task_rows(answers: Iterable[ServerAnswer]) -> list[TaskRow]:
+    """Return our named tasks, in the order of name and key."""
+    rows = []
+    for row in _functions(answers).values():
+        lane = TaskLane.parse(row.name)
+        if lane is not None:
+            rows.append(TaskRow(lane=lane, workers=row.workers, queued=row.queued, running=row.running))
+    return sorted(rows, key=lambda row: (row.lane.task, row.lane.level, row.lane.key_id))
+
+
 def function_rows(answers: Iterable[ServerAnswer]) -> list[FunctionRow]:
     """Return the functions that are not ours."""
     rows = _functions(answers).values()
@@ -124,7 +146,7 @@ def node_rows(answers: Iterable[ServerAnswer]) -> list[NodeRow]:
     return sorted(nodes.values(), key=lambda node: (sorted(node.addresses), node.node_id))
 
 
-def hints(answers: Sequence[ServerAnswer], lanes: Sequence[LaneRow]) -> list[str]:
+def hints(answers: Sequence[ServerAnswer], lanes: Sequence[LaneRow | TaskRow]) -> list[str]:
     """Say why jobs wait that nobody will run."""
     served: Mapping[str, int] = {name: row.workers for name, row in _functions(answers).items()}
     up = [answer.server for answer in answers if not answer.problem]

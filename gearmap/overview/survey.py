@@ -12,7 +12,7 @@ from typing import Any
 
 from gearmap.backend import Backend
 from gearmap.config import ServerAddress, ServerMode
-from gearmap.core.names import node_ids
+from gearmap.core.names import Lane, node_ids
 from gearmap.errors import TransportError
 from gearmap.overview.listing import ServerAnswer
 from gearmap.overview.values import ClusterStatus, cluster_status
@@ -67,7 +67,7 @@ def _ask_server(address: ServerAddress) -> ServerAnswer:
 
 
 def describe_nodes(
-    addresses: Sequence[ServerAddress], answers: Sequence[ServerAnswer], session: Session
+    addresses: Sequence[ServerAddress], answers: Sequence[ServerAnswer], session: Session[Lane]
 ) -> dict[str, dict[str, Any]]:
     """Return what the nodes with our key tell of themselves, by their ids; each is asked over one server."""
     homes: dict[str, ServerAddress] = {}

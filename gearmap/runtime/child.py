@@ -93,6 +93,8 @@ class ChildSettings:
     environment: tuple[tuple[str, str], ...] = ()  # NAME, value with "{index}" for the worker's number
     cwd: str | None = None
     servers: tuple[Address, ...] = ()  # where nested runs go
+    task_modules: tuple[str, ...] = ()  # what has named tasks, imported before the first job
+    is_local: bool = False  # whether the node is that of a local cluster
 
 
 BlobPlace = tuple[str, int, int, int]
@@ -198,10 +200,29 @@ def _serve(pipe: socket.socket, memory: Any, outlets: Any) -> None:
         ends.take_over()
         _log = ends.log
         runner = Runner(pipe, Slate(memory), ends, settings)
+        _import_tasks()
         while (job := _read_job(pipe)) is not None:
             runner.run(job)
     except (BrokenPipeError, ConnectionResetError):
         pass  # the node is gone
+
+
+def _import_tasks() -> None:
+    """Import the modules of named tasks, so that no call waits. What fails is tried again by a call, and told."""
+    import importlib
+
+    for module in settings.task_modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            _log_line(f"gearmap: module {module!r} cannot be imported: {type(error).__name__}: {error}")
+
+
+def _log_line(text: str) -> None:
+    try:
+        os.write(_log, f"{text}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass  # nobody reads it
 
 
 def _report_defect(error: BaseException) -> None:
@@ -210,11 +231,7 @@ def _report_defect(error: BaseException) -> None:
 
     described = traceback.TracebackException(type(error), error, error.__traceback__)
     reason, lines = "".join(described.format_exception_only()).strip(), "".join(described.format())
-    text = f"gearmap: child process {os.getpid()} ends with exit code {DEFECT_EXIT}: {reason}\n{lines}"
-    try:
-        os.write(_log, text.encode("utf-8", "backslashreplace"))
-    except OSError:
-        pass  # nobody reads it
+    _log_line(f"gearmap: child process {os.getpid()} ends with exit code {DEFECT_EXIT}: {reason}\n{lines}".rstrip())
 
 
 def _become_independent() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gearmap.core import events as ev
-from gearmap.core.names import Lane
+from gearmap.core.names import Lane, TaskLane
 from gearmap.runtime.landing import Landing
 from gearmap.runtime.outcomes import OutcomeReader
 from gearmap.runtime.placed import GivenBlob, blobs_of
@@ -48,7 +48,7 @@ class JobWriter:
         self,
         *,
         run_id: str,
-        lane: Lane,
+        lane: Lane | TaskLane,
         depth: int = 0,
         session_id: bytes,
         session_key: bytes,

@@ -13,7 +13,7 @@ import os
 from typing import Any, Protocol
 
 from gearmap.core.levels import MAX_LEVEL, ServedLevels
-from gearmap.core.names import DEFAULT_QUEUE, Lane
+from gearmap.core.names import DEFAULT_QUEUE, Lane, TaskLane
 from gearmap.runtime.keyring import key_id_of
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.work import Work
@@ -57,8 +57,8 @@ class NestingDesk:
         """Return whether a question is answered, and the answer or why not; `work` is what the child that asks runs."""
         if work is None or len(question) < 2 or question[1] != work.execution_id.hex():
             return False, "the task that this belongs to has ended"
-        if question[0] == "session" and len(question) == 3:
-            return self._open_session(question[2], work, now)
+        if question[0] in ("session", "task session") and len(question) == 3:
+            return self._open_session(question[2], question[0] == "task session", work, now)
         return False, f"this worker's node does not know the question {question[0]!r}"
 
     def look(self, running: set[bytes], now: float) -> None:
@@ -75,7 +75,8 @@ class NestingDesk:
             else:
                 self._leaving[level] = now + LEAVE_INTERVAL
 
-    def _open_session(self, queue: str, work: Work, now: float) -> tuple[bool, Any]:
+    def _open_session(self, name: str, is_task: bool, work: Work, now: float) -> tuple[bool, Any]:
+        """Return a session for a queue, or for a named task."""
         settings = self._settings
         depth = work.header.level + 1
         if depth > MAX_LEVEL:
@@ -83,11 +84,11 @@ class NestingDesk:
                 f"tasks can be nested {MAX_LEVEL} deep, and this one is: it cannot use the cluster itself; "
                 "return values, and map over them one level up"
             )
-        own = Lane.parse(work.job.function)
-        if queue == DEFAULT_QUEUE and queue not in settings.queues and own is not None:
-            queue = own.queue  # nobody has named one: stay
+        if not is_task and name == DEFAULT_QUEUE and name not in settings.queues:
+            own = Lane.parse(work.job.function)
+            name = settings.queues[0] if own is None else own.queue  # nobody has named one: stay
         level = 0
-        if queue in settings.queues:
+        if name in (settings.tasks if is_task else settings.queues):
             level = depth
             if self._levels.asked(level, work.execution_id, now):
                 self._leaving.pop(level, None)
@@ -95,10 +96,11 @@ class NestingDesk:
         key_id = key_id_of(work.job.function)
         if key_id not in settings.keys:  # it was taken away while the task ran
             key_id = settings.keys.ids[0]
+        lane = TaskLane(name, key_id, level) if is_task else Lane(name, settings.python, key_id, level)
         session_id = os.urandom(16)
         return True, {
             "id": session_id.hex(),
             "key": settings.keys.session_key(key_id, session_id).hex(),
-            "lane": Lane(queue, settings.python, key_id, level).name,
+            "lane": lane.name,
             "depth": depth,
         }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gearmap.config import ServerAddress
-from gearmap.core.names import control_name
+from gearmap.core.names import Lane, control_name
 from gearmap.errors import TransportError, WireError
 from gearmap.runtime.controlrequest import open_answer, seal_request
 from gearmap.runtime.sessions import Session
@@ -72,7 +72,7 @@ class Question:
     request: dict[str, Any]
 
 
-def ask_nodes(questions: Sequence[Question], session: Session, *, timeout: float) -> list[dict[str, Any] | None]:
+def ask_nodes(questions: Sequence[Question], session: Session[Lane], *, timeout: float) -> list[dict[str, Any] | None]:
     """Return the nodes' answers, None for those that did not come within `timeout` seconds."""
     asked = _Asked(questions, session)
     try:
@@ -85,7 +85,7 @@ def ask_nodes(questions: Sequence[Question], session: Session, *, timeout: float
 class _Asked:
     """Questions that are under way."""
 
-    def __init__(self, questions: Sequence[Question], session: Session) -> None:
+    def __init__(self, questions: Sequence[Question], session: Session[Lane]) -> None:
         self.answers: list[dict[str, Any] | None] = [None] * len(questions)
         self._questions = questions
         self._session = session

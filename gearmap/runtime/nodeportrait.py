@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from gearmap.core.names import WIRE_VERSION, Lane
+from gearmap.core.names import WIRE_VERSION, Lane, TaskLane
 from gearmap.runtime.cpus import usable_cpus
 from gearmap.runtime.crew import Worker
 from gearmap.runtime.hostfacts import host_facts
@@ -66,6 +66,6 @@ def describe_job(worker: str, work: Work, elapsed: float, how: str) -> str:
     """Return a line about a job that has ended."""
     size = work.header.n_tasks
     tasks = "1 task" if size == 1 else f"{size} tasks"
-    lane = Lane.parse(work.job.function)
-    queue = "?" if lane is None else lane.queue
-    return f"{worker}  {work.job.handle}  queue {queue}  {tasks}  {elapsed:.3f} s  {how}"
+    lane, named = Lane.parse(work.job.function), TaskLane.parse(work.job.function)
+    what = f"task {named.task}" if named is not None else f"queue {'?' if lane is None else lane.queue}"
+    return f"{worker}  {work.job.handle}  {what}  {tasks}  {elapsed:.3f} s  {how}"

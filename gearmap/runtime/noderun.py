@@ -46,6 +46,8 @@ def encode_node_config(
     max_tasks_per_child: int | None = None,
     blob_cache: int | None = None,
     grace: float = DRAIN_GRACE,
+    tasks: tuple[str, ...] = (),
+    task_modules: tuple[str, ...] = (),
     lifeline: bool = False,
     quiet: bool = True,
     verbose: bool = False,
@@ -73,6 +75,8 @@ def encode_node_config(
         "max_tasks_per_child": max_tasks_per_child,
         "blob_cache": blob_cache,
         "grace": grace,
+        "tasks": tasks,
+        "task_modules": task_modules,
         "lifeline": lifeline,
         "quiet": quiet,
         "verbose": verbose,
@@ -160,6 +164,7 @@ def run_node(source: int) -> int:
         keys=keys,
         workers=config["workers"],
         queues=tuple(config["queues"]),
+        tasks=tuple(config["tasks"]),
         name=config["name"],
         node_id=config["node_id"],
         python=tuple(config.get("python") or sys.version_info[:2]),
@@ -167,6 +172,8 @@ def run_node(source: int) -> int:
             environment=tuple((name, value) for name, value in config["environment"]),
             cwd=config["cwd"],
             servers=servers,
+            task_modules=tuple(config["task_modules"]),
+            is_local=lifeline is not None,
         ),
         memory_limit=config["memory_limit"],
         max_tasks_per_child=config["max_tasks_per_child"],
@@ -228,9 +235,10 @@ def _greeting(settings: NodeSettings) -> str:
     noun = "worker" if settings.workers == 1 else "workers"
     noun_of_keys = "key" if len(settings.keys.ids) == 1 else "keys"
     limits = "".join(f"; {limit}" for limit in _limits(settings))
+    tasks = "".join(f"\n  task {task}" for task in settings.tasks)
     return (
         f"node {settings.name}: {settings.workers} {noun} for queue {queues} on {servers} "
-        f"(Python {python}, {noun_of_keys} {', '.join(settings.keys.ids)}{limits})"
+        f"(Python {python}, {noun_of_keys} {', '.join(settings.keys.ids)}{limits}){tasks}"
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gearmap.config import Patience
-from gearmap.core.names import Lane, control_name
+from gearmap.core.names import Lane, TaskLane, control_name
 from gearmap.runtime.child import ChildSettings
 from gearmap.runtime.keyring import Keyring
 from gearmap.transport.events import Address
@@ -31,6 +31,8 @@ class NodeSettings:
         How many chunks run at once.
     queues
         Lanes of work that every worker serves.
+    tasks
+        Names of the named tasks that every worker serves.
     name
         How people call the node; the host's name.
     node_id
@@ -51,6 +53,7 @@ class NodeSettings:
     keys: Keyring
     workers: int
     queues: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
     name: str
     node_id: str
     python: tuple[int, int]
@@ -72,7 +75,11 @@ class NodeSettings:
 
     def functions_of(self, key_ids: Iterable[str], level: int) -> tuple[str, ...]:
         """Those of them that belong to some keys."""
-        return tuple(Lane(queue, self.python, key_id, level).name for key_id in key_ids for queue in self.queues)
+        names: list[str] = []
+        for key_id in key_ids:
+            names += [Lane(queue, self.python, key_id, level).name for queue in self.queues]
+            names += [TaskLane(task, key_id, level).name for task in self.tasks]
+        return tuple(names)
 
     @property
     def control_functions(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 from gearmap.core import events as ev
 from gearmap.core.engine import RunEngine
 from gearmap.core.missing import NOTICE_SECONDS, WorkerWatch
-from gearmap.core.names import Lane
+from gearmap.core.names import Lane, TaskLane
 from gearmap.errors import GearmapError, JobRejected, WireError
 from gearmap.runtime.consumer import Consumer, Feeder
 from gearmap.runtime.futures import ResultBatch
@@ -78,7 +78,7 @@ class RunSettings:
     """What a run needs to know beyond its tasks."""
 
     run_id: str
-    lane: Lane
+    lane: Lane | TaskLane
     depth: int = 0
     session_id: bytes
     session_key: bytes = field(repr=False)

@@ -8,19 +8,23 @@ from __future__ import annotations
 import secrets
 import sys
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
-from gearmap.core.names import Lane
+from gearmap.core.names import Lane, TaskLane
 from gearmap.runtime.nodeline import ask_node
 from gearmap.secret import Secret
 from gearmap.wire import seal
 
-__all__ = ["Session", "new_session", "session_from_node"]
+__all__ = ["Session", "new_session", "new_task_session", "session_from_node", "task_session_from_node"]
 
 _PYTHON = (sys.version_info[0], sys.version_info[1])
 
 
+L = TypeVar("L", Lane, TaskLane)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+class Session(Generic[L]):
     """A session.
 
     Attributes
@@ -32,18 +36,26 @@ class Session:
 
     id: bytes
     key: bytes = field(repr=False)
-    lane: Lane
+    lane: L
     depth: int = 0
 
 
-def new_session(secret: Secret, queue: str) -> Session:
+def new_session(secret: Secret, queue: str) -> Session[Lane]:
     """Return a fresh session of whoever has the secret."""
+    return _new(secret, Lane(queue, _PYTHON, seal.key_id(secret)))
+
+
+def new_task_session(secret: Secret, name: str) -> Session[TaskLane]:
+    """Return a fresh session for calls of a named task."""
+    return _new(secret, TaskLane(name, seal.key_id(secret)))
+
+
+def _new(secret: Secret, lane: L) -> Session[L]:
     session_id = secrets.token_bytes(16)
-    lane = Lane(queue, _PYTHON, seal.key_id(secret))
     return Session(id=session_id, key=seal.session_key(secret, session_id), lane=lane)
 
 
-def session_from_node(queue: str) -> Session:
+def session_from_node(queue: str) -> Session[Lane]:
     """Return a fresh session for the task that runs here.
 
     Raises
@@ -54,6 +66,15 @@ def session_from_node(queue: str) -> Session:
         If the node does not answer.
     """
     answer = ask_node("session", queue)
-    lane = Lane.parse(answer["lane"])
+    return _told(answer, Lane.parse(answer["lane"]))
+
+
+def task_session_from_node(name: str) -> Session[TaskLane]:
+    """Return a fresh session for calls of a named task by the task that runs here; raises like `session_from_node`."""
+    answer = ask_node("task session", name)
+    return _told(answer, TaskLane.parse(answer["lane"]))
+
+
+def _told(answer: dict[str, Any], lane: L | None) -> Session[L]:
     assert lane is not None
     return Session(id=bytes.fromhex(answer["id"]), key=bytes.fromhex(answer["key"]), lane=lane, depth=answer["depth"])

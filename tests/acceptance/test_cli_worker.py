@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
 import socket
 import stat
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +288,8 @@ def test_on_loopback_the_key_is_made_on_first_use(start: Callable[..., Command],
         (["--name", "a/b"], "--name must be"),
         (["--memory-limit", "lots"], "memory is given like 4G or 512M, got 'lots'"),
         (["--memory-limit", "1M"], "--memory-limit must be at least 64 MB"),
+        (["--tasks", "no.such.module"], "cannot import no.such.module: ModuleNotFoundError: No module named 'no'"),
+        (["--tasks", "json"], "module 'json' has no task; mark its functions with @gearmap.task"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_status_2(words: list[str], complaint: str) -> None:
@@ -293,8 +297,64 @@ def test_a_wrong_option_is_one_line_and_status_2(words: list[str], complaint: st
 
     assert ended.returncode == 2
     assert complaint in ended.stderr
-    assert ended.stderr.startswith("gearmap: ")
-    assert ended.stderr.count("\n") == 1
+    last = ended.stderr.splitlines()[-1]  # a module that does not import shows its traceback first
+    assert last.startswith("gearmap: ")
+    assert "Traceback" in ended.stderr or ended.stderr.count("\n") == 1
+
+
+JOBS = """
+import os, sys
+import gearmap
+
+print("imported", file=sys.stdout)
+
+@gearmap.task
+def greet(name, *, greeting="hello"):
+    return f"{greeting} {name} from {os.environ.get('PLACE')}"
+
+@gearmap.task(queue="mail")
+def send(to):
+    return to
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a module of named tasks, which is imported here, too."""
+    folder = tmp_path / "project"
+    (folder / "site_of_a_test").mkdir(parents=True)
+    (folder / "site_of_a_test" / "gearman_jobs.py").write_text(JOBS)
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("site_of_a_test")]:
+        del sys.modules[name]
+
+
+def test_a_worker_serves_the_named_tasks_of_a_module_and_lists_them(
+    start_worker: StartWorker, client: gearmap.Client, jobs: Path
+) -> None:
+    worker = start_worker(
+        "-w", "1", "-v", "--tasks", "site_of_a_test.gearman_jobs", "--env", "PLACE=there", "--cwd", str(jobs)
+    )
+    greet = importlib.import_module("site_of_a_test.gearman_jobs").greet
+
+    with client:
+        assert greet.submit("you", greeting=0).result(DEADLINE) == "0 you from there"
+
+    worker.wait_for(r"^\S+/0  \S+  task site_of_a_test\.greet  1 task  .* s  done$")
+    assert "for queue default, mail on" in worker.wait_for("^node ")
+    tasks = [line for line in worker.out if line.startswith("  task ")]
+    assert tasks == ["  task site_of_a_test.greet", "  task site_of_a_test.send"]
+
+
+def test_a_worker_of_a_queue_serves_the_named_tasks_of_that_queue(start_worker: StartWorker, jobs: Path) -> None:
+    worker = start_worker("-w", "1", "-q", "mail", "--tasks", "site_of_a_test.gearman_jobs", "--cwd", str(jobs))
+
+    assert [line for line in worker.out if line.startswith("  task ")] == ["  task site_of_a_test.send"]
+
+    ended = run("worker", "-q", "other", "--tasks", "site_of_a_test.gearman_jobs", "--cwd", str(jobs))
+    assert ended.returncode == 2
+    assert "is in queue other; their queues are default, mail" in ended.stderr
 
 
 def test_the_node_is_the_process_that_was_started(start_worker: StartWorker, client: gearmap.Client) -> None:

@@ -40,12 +40,14 @@ LAYERS = {
     "current": 5,
     "backend": 6,
     "mapping": 7,
+    "choice": 7,
     "waiting": 7,
     "everywhere": 7,
     "overview": 7,
     "client": 8,
     "executor": 8,
     "api": 8,
+    "named": 8,
     "cli": 9,
     "demo": 9,
     "notebook": 9,
@@ -57,6 +59,8 @@ LAYERS = {
 # Within one layer nobody knows the others, but for these.
 NEIGHBOURS = {
     ("api", "client"),
+    ("named", "api"),
+    ("named", "client"),
     ("api", "executor"),
     ("client", "executor"),
     ("config", "tls"),
@@ -75,9 +79,9 @@ PURE_FOLDERS = ("core", "wire")
 
 # What a pure module may import; everything else reaches a clock, a thread, a file or chance sooner or later.
 PURE_MODULES = {
-    "__future__", "abc", "bisect", "collections", "contextlib", "copyreg", "ctypes", "dataclasses", "enum", "functools",
-    "hashlib", "heapq", "hmac", "io", "itertools", "json", "math", "operator", "pathlib", "re", "reprlib", "struct",
-    "sys", "traceback", "types", "typing", "weakref", "zlib",
+    "__future__", "abc", "bisect", "collections", "contextlib", "copyreg", "ctypes", "dataclasses", "difflib", "enum",
+    "functools", "hashlib", "heapq", "hmac", "io", "itertools", "json", "math", "operator", "pathlib", "re", "reprlib",
+    "struct", "sys", "traceback", "types", "typing", "weakref", "zlib",
 }  # fmt: skip
 WIRE_MODULES = {"cryptography", "os"}
 CORE_FORBIDDEN = {"ctypes", "io", "pathlib", "sys", "traceback", "weakref", "json", "hmac", "hashlib", "copyreg"}
@@ -115,6 +119,7 @@ MAY_HOLD_STATE = {
     "gearmap.executor": "whose work is to be finished before the interpreter ends",
     "gearmap.runtime.child": "whether this process is a child",
     "gearmap.runtime.task": "the job that this process runs",
+    "gearmap.runtime.taskbook": "which function runs under which name",
     "gearmap.runtime.forking": "who is told in a process that was forked",
     "gearmap.transport.connection": "sockets to close in a forked child",
     "gearmap.tls": "what was made of files that have not changed since",

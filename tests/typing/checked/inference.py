@@ -31,6 +31,24 @@ def single_calls(client: gearmap.Client, cluster: gearmap.LocalCluster) -> None:
     assert_type(client.submit(area, 2).duration, float | None)
 
 
+@gearmap.task
+def named(width: int, height: float = 1.0) -> float:
+    return width * height
+
+
+@gearmap.task(queue="images")
+def resized(size: int) -> int:
+    return size
+
+
+def named_tasks() -> None:
+    assert_type(named(2, height=3.0), float)
+    assert_type(named.submit(2, height=3.0), gearmap.Future[float])
+    assert_type(resized.map([1, 2]), list[int])
+    assert_type(resized.options(retries=1).submit(2).result(), int)
+    assert_type(resized.imap([1, 2]), Iterator[int])
+
+
 async def awaited(client: gearmap.Client) -> None:
     assert_type(await client.submit(area, 2), float)
     assert_type(await asyncio.wrap_future(client.submit(area, 2)), float)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearmap.core.names import WIRE_VERSION, Lane, control_name, explain_no_worker, node_ids
+from gearmap.core.names import WIRE_VERSION, Lane, TaskLane, control_name, explain_no_worker, is_task_name, node_ids
 
 KEY, OTHER_KEY = "1f3a77c0", "77c01f3a"
 HERE = Lane("gpu", (3, 11), KEY)
@@ -155,3 +155,42 @@ def test_it_is_one_line_that_ends_in_a_command_whatever_is_served(lane: Lane, se
     assert "\n" not in text
     assert "; start one: gearmap worker -s head:4730" in text
     assert lane.key_id in text
+
+
+# --------------------------------------------------------------------------------------------------------- named tasks
+
+task_names = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7D), min_size=1, max_size=200)
+task_lanes = st.builds(TaskLane, task=task_names, key_id=keys, level=st.integers(0, 5), version=st.integers(1, 12))
+
+
+@given(task_lanes)
+def test_a_task_lane_reads_back_from_its_name_and_is_no_lane_nor_node(lane: TaskLane) -> None:
+    assert TaskLane.parse(lane.name) == lane
+    assert Lane.parse(lane.name) is None
+    assert node_ids([lane.name], lane.key_id) == []
+    assert is_task_name(lane.task)
+    assert lane.name.isascii()
+    assert not any(each.isspace() for each in lane.name)
+
+
+@given(lanes)
+def test_a_lane_is_no_task_lane(lane: Lane) -> None:
+    assert TaskLane.parse(lane.name) is None
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "a~1", "a\n", "a\0", "ä", "x" * 201])
+def test_names_that_cannot_travel_are_no_task_names(name: str) -> None:
+    assert not is_task_name(name)
+
+
+def test_a_task_that_nobody_serves_is_told_with_what_is_nearly_so_and_what_has_another_key() -> None:
+    served = [
+        (TaskLane("shop.send_mail", KEY).name, 2),
+        (TaskLane("shop.sendmail", OTHER_KEY).name, 3),
+        (TaskLane("shop.sendmails", KEY).name, 0),  # gearmand remembers it; nobody serves it
+        (HERE.name, 4),
+    ]
+    assert explain_no_worker(TaskLane("shop.sendmail", KEY), served, ["head:4730", "other"]) == (
+        "no worker serves task 'shop.sendmail' with your key (1f3a77c0) on head:4730, other, 3 have another key "
+        "(77c01f3a); did you mean 'shop.send_mail'? start one: gearmap worker -s head:4730 -s other --tasks MODULE"
+    )
