@@ -153,7 +153,8 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
             self._handshake_wants_write = isinstance(error, ssl.SSLWantWriteError)
             return
         except OSError as error:
-            if error.errno == errno.ENOTCONN:
+            # Python's ssl closes a socket that was reset just before, and nothing would come from it any more.
+            if error.errno == errno.ENOTCONN and self.gearman_socket.fileno() >= 0:
                 return
             self._last_failure = error
             if self._is_shaking_hands:
