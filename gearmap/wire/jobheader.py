@@ -229,7 +229,7 @@ class JobHeader:
             max_tasks_per_child=_read_max_tasks(values) if "max_tasks_per_child" in values else None,
             log_level=_read_log_level(values) if "log_level" in values else WARNING,
             blobs=tuple(map(_decode_blob, read_list(values, "blobs"))),
-            blob_source=read_str(values, "blob_source"),
+            blob_source=read_str(values, "blob_source") if values.get("blobs") else "",  # nobody gives nothing
             landing=read_str(values, "landing"),
             blocks=tuple(map(_decode_block, read_list(values, "blocks"))),
         )

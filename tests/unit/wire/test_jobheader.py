@@ -163,3 +163,9 @@ def test_any_json_gives_a_header_or_an_envelope_error(values):
     except EnvelopeError:
         return
     assert JobHeader.decode(header.encode()) == header
+
+
+def test_who_gives_blobs_is_of_no_interest_without_any() -> None:
+    header = JobHeader.decode(b'{"run": "r", "function": "", "blob_source": "gearmap1.blobs.x.y"}')
+    assert header == JobHeader(run="r", function_digest="", foreground=False)
+    assert JobHeader.decode(header.encode()) == header
