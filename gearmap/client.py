@@ -280,9 +280,9 @@ class Client(BoundOptions):
             self._inline_tasks += 1
             return submit_inline(fn, args, kwargs, self._inline_tasks - 1, options)
         function = backend.pickle_function(fn, options)
-        call = dump_call(args, kwargs, backend.place_arguments)
-        place = backend.place()
         name = backend.task_name(fn)
+        call = dump_call(args, kwargs, backend.place_arguments, by_reference=name is not None)
+        place = backend.place()
         run = self._call_run(options, name)
         try:
             return run.submit(function, call, place)

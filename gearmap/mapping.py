@@ -112,11 +112,13 @@ def _runner(backend: Backend, future: MapFuture[Any], delay: float, began: tuple
         backend.begin_inline(options)
         return InlineMap(record, _sink(backend, options, record.fn, total, delay=delay, cancel=future.cancel))
     function = _pickled(backend, record.fn, options, began)
+    task = backend.task_name(record.fn)
     driver = backend.ready_driver()
     record.store = backend.arguments
+    record.goes_by_reference(task is not None)
     return MapRun(
         RunPort(driver, function, backend.place(), record.kind),
-        backend.run_maker(driver, options, function[0], total, task=backend.task_name(record.fn)),
+        backend.run_maker(driver, options, function[0], total, task=task),
         record,
         where=backend.where,
         sink=_sink(backend, options, record.fn, total, delay=delay, cancel=future.cancel),
@@ -169,13 +171,15 @@ def _imap_results(
 ) -> Iterator[Any]:
     if not source.has_more(0):
         return
+    task = backend.task_name(fn)
+    source.by_reference = task is not None
     driver = backend.ready_driver()
     total = options.total if source.total is None else source.total
     # The engine would stop at the first failure; what stands before it in order is to be handed out first.
     to_the_end = replace(options, return_exceptions=True)
     run = ImapRun(
         RunPort(driver, function, backend.place(), source.kind),
-        backend.run_maker(driver, to_the_end, function[0], total, task=backend.task_name(fn)),
+        backend.run_maker(driver, to_the_end, function[0], total, task=task),
         source,
         options,
         store=backend.arguments,

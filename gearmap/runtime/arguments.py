@@ -56,6 +56,7 @@ class ArgumentSource:
     def __init__(self, iterables: Sequence[Iterable[Any]], *, rows: bool = False) -> None:
         self.kind = BlockKind.ROWS if rows else BlockKind.COLUMNS
         self.total = _shortest(iterables)
+        self.by_reference = False  # whether they go to workers of any Python
         self.broken: BaseException | None = None  # what the iterable raised
         self._n_columns = len(iterables)
         self._sliced: Any = None
@@ -165,11 +166,12 @@ def pickle_block(
         If it does not pickle; names the argument and the task that it fails for.
     """
     try:
-        payload = dumps(value, name=_name_block(first, size))
+        payload = dumps(value, name=_name_block(first, size), by_reference=source.by_reference)
     except SerializationError:
         for task in range(size):
             for number, argument in enumerate(source.arguments(value, task)):
-                dumps(argument, name=f"argument {number} of task {first + task}")
+                name = f"argument {number} of task {first + task}"
+                dumps(argument, name=name, by_reference=source.by_reference)
         raise
     return payload if store is None else store.place(payload, snapshot=False)
 

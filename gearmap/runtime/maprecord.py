@@ -102,6 +102,10 @@ class MapRecord:
                 piece = replace(piece, content=content.inline())  # that run was on another cluster
             yield piece
 
+    def goes_by_reference(self, by_reference: bool) -> None:
+        """Say whether the arguments that are taken from now on go to workers of any Python."""
+        self._source.by_reference = by_reference
+
     def reopen(self) -> None:
         """Another run begins."""
         with self.condition:

@@ -21,6 +21,7 @@ import functools
 import io
 import pickle
 import sys
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from gearmap.wire.framing import Buffer, Payload, flat_view
 from gearmap.wire.functions import (
     LRU_CACHE_WRAPPER,
     Accompany,
+    is_importable,
     names_by_value_module,
     reduce_cached_property,
     reduce_lru_cache_wrapper,
@@ -67,7 +69,7 @@ OUT_OF_BAND_BYTES = 2048
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
-def dumps(value: Any, *, name: str = "the value", snapshot: bool = False) -> list[Buffer]:
+def dumps(value: Any, *, name: str = "the value", snapshot: bool = False, by_reference: bool = False) -> list[Buffer]:
     """Pickle `value`.
 
     Parameters
@@ -79,6 +81,8 @@ def dumps(value: Any, *, name: str = "the value", snapshot: bool = False) -> lis
     snapshot
         Whether to copy the out-of-band buffers. Without that they are views of the memory of `value`, and what is
         sent is what they hold when they are sealed, not now.
+    by_reference
+        Whether functions and classes go by their names only, for a reader that may have another Python.
 
     Returns
     -------
@@ -96,8 +100,13 @@ def dumps(value: Any, *, name: str = "the value", snapshot: bool = False) -> lis
     [1, {'a': 2.5}]
     """
     try:
-        payload = try_dumps(value)
+        payload = _dump_by_reference(value) if by_reference else try_dumps(value)
     except Exception as error:
+        if by_reference:
+            raise SerializationError(
+                f"{name} cannot go to a named task: {error}; its workers may have another Python, so functions and "
+                "classes must be of modules that they can import"
+            ) from error
         raise SerializationError(explain_unpicklable(value, name)) from error
     return [payload[0], *map(copied, payload[1:])] if snapshot else payload
 
@@ -159,7 +168,9 @@ def dump_function(fn: Callable[..., Any], *, name: str = "fn") -> list[Buffer]:
     return dumps(fn, name=name, snapshot=True)
 
 
-def dump_snapshot(value: Any, *, name: str, place: Callable[[Payload], Payload] | None = None) -> Payload:
+def dump_snapshot(
+    value: Any, *, name: str, place: Callable[[Payload], Payload] | None = None, by_reference: bool = False
+) -> Payload:
     """Pickle `value` as it is now; raises like `dumps`.
 
     Parameters
@@ -168,14 +179,18 @@ def dump_snapshot(value: Any, *, name: str, place: Callable[[Payload], Payload] 
         Returns a payload that loads to the same and keeps no view of the user's arrays; by default they are copied.
     """
     if place is None:
-        return dumps(value, name=name, snapshot=True)
-    return place(dumps(value, name=name))
+        return dumps(value, name=name, snapshot=True, by_reference=by_reference)
+    return place(dumps(value, name=name, by_reference=by_reference))
 
 
 def dump_call(
-    args: tuple[Any, ...], kwargs: dict[str, Any], place: Callable[[Payload], Payload] | None = None
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    place: Callable[[Payload], Payload] | None = None,
+    *,
+    by_reference: bool = False,
 ) -> bytes | Payload:
-    """Pickle the arguments of one call, as they are now; `place` is as in `dump_snapshot`.
+    """Pickle the arguments of one call, as they are now; `place` is as in `dump_snapshot`, `by_reference` in `dumps`.
 
     Returns
     -------
@@ -192,7 +207,7 @@ def dump_call(
         if place is None or len(plain) < LARGE_BYTES:
             return plain
         return place([plain])
-    payload = dump_snapshot((args, kwargs), name="the arguments", place=place)
+    payload = dump_snapshot((args, kwargs), name="the arguments", place=place, by_reference=by_reference)
     stream = payload[0]
     # Of a payload that was placed, what it keeps is needed, too.
     return stream if type(payload) is list and len(payload) == 1 and isinstance(stream, bytes) else payload
@@ -292,6 +307,27 @@ def try_dumps(value: Any) -> list[Buffer]:
             pickler(file, PROTOCOL, buffer_callback=keep_in_band).dump(value)
             stream = file.getvalue()
     return [stream, *buffers]
+
+
+def _dump_by_reference(value: Any) -> list[Buffer]:
+    """`dumps` by plain pickle; raises whatever pickling raised, and for what only this process has."""
+    buffers: list[Buffer] = []
+    stream = _fast_dumps(value, _callback(buffers))
+    if names_by_value_module(stream):  # or it is the word only
+        with io.BytesIO() as file:
+            pickler = _ReferencePickler(file, PROTOCOL, buffer_callback=_callback([]))
+            pickler.dispatch_table = {**copyreg.dispatch_table, **shared.reducers()}
+            pickler.dump(value)
+    return [stream, *buffers]
+
+
+class _ReferencePickler(pickle.Pickler):
+    """One that refuses what only this process has."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        if isinstance(thing, type | types.FunctionType) and not is_importable(thing):
+            raise pickle.PicklingError(f"{thing.__qualname__} is of {thing.__module__}")
+        return NotImplemented
 
 
 def _fast_dumps(value: Any, keep_in_band: Callable[[pickle.PickleBuffer], bool]) -> bytes:

@@ -155,3 +155,20 @@ def test_named_tasks_run_inline(shop):
     with gearmap.LocalCluster(0):
         assert shop.send_mail.submit("a", subject=0).result() == ("client", "a", 0, None, (), None, 0, "")
         assert shop.resize_it.map(range(3)) == [0, 2, 4]
+
+
+class Note:
+    """Of a module that workers do not have."""
+
+
+def test_arguments_go_by_name_or_not_at_all(serve, shop):
+    serve()
+    mail, resize = shop.send_mail, shop.resize_it
+    said = "cannot go to a named task.*modules that they can import"
+    with pytest.raises(gearmap.SerializationError, match=rf"the arguments {said}"):
+        mail.submit("a", subject=lambda: None)
+    with pytest.raises(gearmap.SerializationError, match=rf"argument 0 of task 1 {said}"):
+        resize.map([1, lambda: None, 3])
+    with pytest.raises(gearmap.SerializationError, match=said):
+        list(resize.imap([lambda: None]))
+    assert mail.submit("__main__", subject=sys.version_info[:2]).result(30)[1] == "__main__"  # the word is none

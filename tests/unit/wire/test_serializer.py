@@ -268,3 +268,25 @@ def test_a_prelude_is_called_before_the_payload_loads_and_changes_nothing_of_it(
         loaded = serializer.loads(payload)
     assert loaded == value
     assert loaded["a"] is loaded["b"]
+
+
+class TestByReference:
+    @pytest.mark.parametrize("value", [1, "__main__", [b"__main__", {"a": ("__main__",)}], len, int, range(3), None])
+    def test_what_others_can_import_and_plain_values_go(self, value):
+        assert loads(dumps(value, by_reference=True)) == value
+
+    def test_large_buffers_go_beside(self):
+        stream, buffer = dumps(pickle.PickleBuffer(bytearray(5000)), by_reference=True)
+        assert len(stream) < 100
+        assert len(buffer) == 5000
+
+    def test_functions_and_classes_that_only_this_process_has_do_not_go(self, monkeypatch):
+        main = types.ModuleType("__main__")
+        exec("class Here: ...\ndef here(): ...", main.__dict__)
+        monkeypatch.setitem(sys.modules, "__main__", main)
+        for value in (main.Here, main.Here(), main.here, [1, main.here]):
+            with pytest.raises(SerializationError, match=r"the value cannot go to .*: (H|h)ere is of __main__"):
+                dumps(value, by_reference=True)
+            assert loads(dumps(value)) is not None
+        with pytest.raises(SerializationError, match="cannot go to a named task"):
+            dumps(lambda: None, by_reference=True)
