@@ -108,7 +108,7 @@ class LocalProcesses:
         self.secret = new_secret()
         self.workers = self.workers or usable_cpus()
         # The node gets ready while the job server starts; it is told the address when there is one.
-        pending: PendingServer = launch(self.server, workers_wake_one=True)
+        pending: PendingServer = launch(self.server, workers_wake_one=True, private=True)
         try:
             node = self._start_node(self.workers)
             self._server = pending.wait()

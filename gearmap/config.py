@@ -72,7 +72,7 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """A job server's address and where it came from.
+    """A job server's address and where it came from. A host that begins with `/` is a Unix socket's path.
 
     Attributes
     ----------
@@ -93,6 +93,8 @@ class ServerAddress:
     tls: TlsFiles | None = None
 
     def __str__(self) -> str:
+        if self.host.startswith("/"):
+            return f"unix:{self.host}"
         place = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
         return place if self.tls is None else f"tls://{place}"
 
@@ -109,7 +111,7 @@ class ServerAddress:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the address."""
-        return _LOOPBACK.fullmatch(self.host) is not None
+        return self.host.startswith("/") or _LOOPBACK.fullmatch(self.host) is not None
 
 
 class ServerMode(Enum):
@@ -131,7 +133,7 @@ class ServerChoice:
 
 
 def parse_server(text: str, origin: str) -> ServerAddress:
-    """Return the address that `host`, `host:port` or `[v6]:port` means, each perhaps after `tls://`.
+    """Return the address that `unix:/path`, `host`, `host:port` or `[v6]:port` means, all but the first perhaps after `tls://`.
 
     Raises
     ------
@@ -146,6 +148,11 @@ def parse_server(text: str, origin: str) -> ServerAddress:
     5000
     """
     text = text.strip()
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/") or "\0" in path:
+            raise ConfigurationError(f"server {text!r} (from {origin}): give unix: and the whole path of the socket")
+        return ServerAddress(path, 0, origin)
     scheme, separator, place = text.rpartition("://")
     if separator and scheme != "tls":
         raise ConfigurationError(f"server {text!r} (from {origin}): give HOST, HOST:PORT or tls://HOST:PORT")
@@ -158,7 +165,7 @@ def parse_server(text: str, origin: str) -> ServerAddress:
     else:
         host, _, rest = place.partition(":")
         port_text = rest if ":" in place else None
-    if not host or any(c.isspace() or c in "[]" for c in host):
+    if not host or any(c.isspace() or c in "[]/" for c in host):
         raise ConfigurationError(f"server {text!r} (from {origin}) names no host; give HOST, HOST:PORT or [IPV6]:PORT")
     if port_text is None:
         return ServerAddress(host, DEFAULT_PORT, origin, tls)

@@ -20,7 +20,7 @@ from gearmap.errors import ConfigurationError
 from gearmap.jobserver.limits import Limits, Stock, usable_memory
 from gearmap.jobserver.records import ServerOptions
 from gearmap.jobserver.shell import serve
-from gearmap.jobserver.sockets import listen, raise_file_limit
+from gearmap.jobserver.sockets import leave_folder, listen, listen_in_folder, raise_file_limit
 
 if TYPE_CHECKING:
     import ssl
@@ -47,11 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     try:
-        listener = listen(args.host, args.port)
+        listener = listen(args.host, args.port) if args.folder is None else listen_in_folder(args.folder)
     except OSError as error:
-        print(f"cannot listen on {args.host!r} port {args.port}: {error}", file=sys.stderr)
+        where = f"{args.host!r} port {args.port}" if args.folder is None else f"a socket in {args.folder!r}"
+        print(f"cannot listen on {where}: {error}", file=sys.stderr)
         return 1
-    host, port = listener.getsockname()[:2]
+    host, port = listener.getsockname()[:2] if args.folder is None else (listener.getsockname(), 0)
     ready = json.dumps({"host": host, "port": port, "pid": os.getpid()})
     options = ServerOptions(
         host_name=socket.gethostname().encode()[:40],
@@ -59,14 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         wake_one=args.wake_one,
         stock=Stock.of_machine(memory_bytes=memory_bytes),
     )
-    serve(
-        listener,
-        options,
-        limits=Limits.of_machine(memory_bytes=memory_bytes, max_files=max_files),
-        lifeline=0 if args.lifeline else None,
-        make_tls=make_tls,
-        on_ready=lambda: print(ready, flush=True),
-    )
+    try:
+        serve(
+            listener,
+            options,
+            limits=Limits.of_machine(memory_bytes=memory_bytes, max_files=max_files),
+            lifeline=0 if args.lifeline else None,
+            make_tls=make_tls,
+            on_ready=lambda: print(ready, flush=True),
+        )
+    finally:
+        if args.folder is not None:
+            leave_folder(args.folder)
     return 0
 
 
@@ -85,6 +90,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m gearmap.jobserver", description="A small Gearman job server.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     parser.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
+    parser.add_argument(
+        "--folder", help="instead: a Unix socket in this folder, of this user alone; removed at the end"
+    )
     parser.add_argument("--lifeline", action="store_true", help="stop at the end of standard input")
     parser.add_argument("--job-retries", type=int, default=5, metavar="N", help="workers a job may lose; 0: no limit")
     parser.add_argument("--wake-one", action="store_true", help="a job wakes one sleeping worker, not all")

@@ -66,6 +66,9 @@ class LaunchOptions:
         I/O threads of gearmand; 0 handles everything in one.
     workers_wake_one
         Whether a job wakes one sleeping worker and not all. Only where each worker has exactly one server.
+    private
+        Whether the embedded server is for this user alone: a Unix socket in a private folder, where there are any. Host
+        and port mean nothing then. gearmand listens on loopback all the same: it knows nothing else.
     verbose
         0, 1 or 2: how much is logged.
     log
@@ -79,6 +82,7 @@ class LaunchOptions:
     job_retries: int = 5
     threads: int = 0
     workers_wake_one: bool = False
+    private: bool = False
     verbose: int = 0
     log: str | None = None
     tls: TlsServerFiles | None = None
@@ -143,8 +147,10 @@ def gearmand_command(program: str, options: LaunchOptions, *, port: int, pid_fil
     return [*command, "--verbose", level, "-l", options.log or os.devnull, "-P", pid_file]
 
 
-def embedded_command(options: LaunchOptions) -> list[str]:
+def embedded_command(options: LaunchOptions, *, folder: str | None = None) -> list[str]:
     """Return the command line of an embedded server that ends with its standard input.
+
+    With a folder it listens there, for this user alone.
 
     Raises
     ------
@@ -167,6 +173,8 @@ def embedded_command(options: LaunchOptions) -> list[str]:
     if options.tls is not None:
         for name, file in (("cert", options.tls.cert), ("key", options.tls.key), ("ca", options.tls.ca)):
             command += [] if file is None else [f"--tls-{name}", file.path]
+    if folder is not None:
+        command += ["--folder", folder]
     if options.workers_wake_one:
         command.append("--wake-one")
     if options.log is not None:

@@ -24,6 +24,7 @@ from typing import Any, Final
 from gearmap.errors import ConfigurationError, ServerUnavailable
 from gearmap.jobserver.child import Child, guarded
 from gearmap.jobserver.commandline import LaunchOptions, embedded_command, find_gearmand, gearmand_command
+from gearmap.jobserver.sockets import SOCKET_NAME, connect
 from gearmap.tls import TlsServerFiles, server_context
 
 __all__ = ["LaunchOptions", "PendingServer", "ServerProcess", "find_gearmand", "launch", "start_job_server"]
@@ -37,6 +38,8 @@ MAX_PORT_ATTEMPTS: Final = 5
 # Who accepts a connection and says nothing for so long is not the server that was started.
 ANSWER_TIMEOUT: Final = 1.0
 STOP_TIMEOUT: Final = 5.0
+# Of the systems that have Unix sockets: macOS, without the NUL.
+MAX_SOCKET_PATH: Final = 103
 
 
 class _PortTaken(ServerUnavailable):
@@ -51,7 +54,7 @@ class ServerProcess:
     kind
         `"embedded"`, or `"gearmand"` and its version.
     host, port
-        Where it listens.
+        Where it listens; of a private one the path of its Unix socket, and 0.
     pid
         Its process.
     """
@@ -65,7 +68,8 @@ class ServerProcess:
 
     def __repr__(self) -> str:
         state = "alive" if self.alive else "stopped"
-        return f"<ServerProcess {self.kind} at {self.host}:{self.port}, pid {self.pid}, {state}>"
+        where = f"unix:{self.host}" if self.host.startswith("/") else f"{self.host}:{self.port}"
+        return f"<ServerProcess {self.kind} at {where}, pid {self.pid}, {state}>"
 
     @property
     def alive(self) -> bool:
@@ -140,7 +144,8 @@ class PendingServer:
         if self._program is not None and port != 0 and not _is_free(host, port):
             raise _PortTaken(f"cannot listen on {host}:{port}: the port is taken")
         if self._program is None:
-            return Child(embedded_command(self._options))
+            folder = _private_folder() if self._options.private else None
+            return Child(embedded_command(self._options, folder=folder), folder)
         directory = tempfile.mkdtemp(prefix="gearmap-server-")
         self._port = self._options.port or _free_port(self._options.host)
         pid_file = os.path.join(directory, "pid")
@@ -216,6 +221,7 @@ def launch(
     job_retries: int = 5,
     threads: int = 0,
     workers_wake_one: bool = False,
+    private: bool = False,
     verbose: int = 0,
     log: str | None = None,
     tls: TlsServerFiles | None = None,
@@ -230,6 +236,7 @@ def launch(
         job_retries=job_retries,
         threads=threads,
         workers_wake_one=workers_wake_one,
+        private=private,
         verbose=verbose,
         log=log,
         tls=tls,
@@ -250,6 +257,7 @@ def start_job_server(
     job_retries: int = 5,
     threads: int = 0,
     workers_wake_one: bool = False,
+    private: bool = False,
     verbose: int = 0,
     log: str | None = None,
     tls: TlsServerFiles | None = None,
@@ -272,6 +280,9 @@ def start_job_server(
         I/O threads of gearmand.
     workers_wake_one
         Whether a job wakes one sleeping worker and not all.
+    private
+        Whether an embedded server is for this user alone, on a Unix socket where there are any. Then host and port mean
+        nothing. gearmand serves every user of this machine.
     verbose
         0, 1 or 2: how much is logged.
     log
@@ -295,6 +306,7 @@ def start_job_server(
         job_retries=job_retries,
         threads=threads,
         workers_wake_one=workers_wake_one,
+        private=private,
         verbose=verbose,
         log=log,
         tls=tls,
@@ -323,9 +335,9 @@ def _program(kind: str) -> str | None:
 
 def _ask(host: str, port: int, *, timeout: float) -> tuple[str, int]:
     """Return version and process id of the server at an address; OSError or ValueError if it does not tell."""
-    address = ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     until = time.monotonic() + timeout
-    with socket.create_connection(address, timeout) as connection:
+    with connect(host, port, timeout) as connection:
         connection.sendall(b"version\r\ngetpid\r\n")
         answer = b""
         while answer.count(b"\n") < 2:
@@ -340,6 +352,18 @@ def _ask(host: str, port: int, *, timeout: float) -> tuple[str, int]:
     if version is None or pid is None:
         raise ValueError(f"an answer that is not a job server's: {answer!r}")
     return version[1], int(pid[1])
+
+
+def _private_folder() -> str | None:
+    """Return a new folder of this user alone, in which a Unix socket can be; None where there are none."""
+    if not hasattr(socket, "AF_UNIX"):
+        return None
+    for parent in (None, "/tmp"):
+        folder = tempfile.mkdtemp(prefix="gearmap-", dir=parent)
+        if len(os.fsencode(os.path.join(folder, SOCKET_NAME))) <= MAX_SOCKET_PATH:
+            return folder
+        os.rmdir(folder)
+    return None
 
 
 def _bind(host: str, port: int) -> int:

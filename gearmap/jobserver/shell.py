@@ -23,6 +23,7 @@ from gearmap.jobserver.limits import Limits
 from gearmap.jobserver.loop import READ, Loop
 from gearmap.jobserver.machine import Machine
 from gearmap.jobserver.records import ServerOptions
+from gearmap.jobserver.sockets import is_same_user
 from gearmap.rarelog import RareLog
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ class _Acceptor:
                 self._loop.forget(self._listener.fileno())
                 self._is_watched = False
                 return
-            if not self.hub.has_room():
+            if not is_same_user(sock):
+                log.warning("refusing connections of another user")
+                sock.close()
+            elif not self.hub.has_room():
                 log.warning("refusing connections: all %d are in use", len(self.hub.connections))
                 sock.close()
             elif self.handshakes is not None:
@@ -76,10 +80,12 @@ class _Acceptor:
             else:
                 self.start(sock, address)
 
-    def start(self, sock: socket.socket, address: tuple[object, ...]) -> None:
+    def start(self, sock: socket.socket, address: object) -> None:
         """Begin to serve a connection."""
         assert self.hub is not None
-        connection = Connection(self.hub, sock, str((address or ("?",))[0]).encode())
+        # A Unix socket's peer has none.
+        host = str(address[0]) if isinstance(address, tuple) else "unix"
+        connection = Connection(self.hub, sock, host.encode())
         try:
             connection.start()
         except OSError as error:

@@ -35,6 +35,7 @@ __all__ = ["Connection", "TakesAddresses"]
 
 # A peer that is silent for 60 s is asked 4 times, 15 s apart: a vanished host is noticed after two minutes.
 _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
 # The most that TLS packs together, and so the most that one read brings.
 _RECORD_BYTES = 16 * 1024
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -46,7 +47,7 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
     Parameters
     ----------
     host, port
-        The job server.
+        The job server. A host that begins with `/` is the path of a Unix socket.
     keyfile, certfile, ca_certs
         If all three are given: TLS with a client certificate; gearman3's way to say so.
     tls
@@ -194,6 +195,9 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
                 current = socket.socket(family, socket.SOCK_STREAM)
                 self.set_socket(current)
                 code = current.connect_ex(socket_address)
+                # A Unix socket connects at once or not at all; EWOULDBLOCK is then a server that accepts nobody.
+                if code and family not in _INTERNET:
+                    raise OSError(code, os.strerror(code))
                 if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):
                     raise OSError(code, os.strerror(code))
                 return
@@ -218,6 +222,13 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
     def set_socket(self, current_socket: socket.socket) -> None:
         """Take a socket over and set what every Gearman socket needs."""
         current_socket.setblocking(False)
+        if current_socket.family in _INTERNET:
+            self._set_tcp_options(current_socket)
+        self.gearman_socket = current_socket
+        self.epoch += 1
+        _close_in_forked_children(self)
+
+    def _set_tcp_options(self, current_socket: socket.socket) -> None:
         current_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         current_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _KEEPALIVE:
@@ -227,9 +238,6 @@ class Connection(GearmanConnection):  # type: ignore[misc]  # gearman3 has no ty
             # Keepalive does not run while sent data is unacknowledged; this does.
             milliseconds = int(self.send_timeout * 1000)
             current_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        self.gearman_socket = current_socket
-        self.epoch += 1
-        _close_in_forked_children(self)
 
     # --------------------------------------------------------------------------------------------- pollable
 

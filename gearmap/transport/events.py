@@ -66,16 +66,18 @@ Body: TypeAlias = bytes | bytearray | memoryview | LazyBody
 Payload: TypeAlias = bytes | bytearray | memoryview
 
 
+def bare_address(address: Address) -> str:
+    """The address as people type it: `127.0.0.1:4730`, `tls://[::1]:4730`, `unix:/path`."""
+    host, port = address[0], address[1]
+    if host.startswith("/"):
+        return f"unix:{host}"
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"tls://{place}" if isinstance(address, TlsAddress) else place
+
+
 def show_address(address: Address) -> str:
     """The address as messages show it: `'127.0.0.1:4730'`, `'tls://[::1]:4730'`, with the quotes."""
     return repr(bare_address(address))
-
-
-def bare_address(address: Address) -> str:
-    """The address as people type it."""
-    host, port = address[0], address[1]
-    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"tls://{place}" if isinstance(address, TlsAddress) else place
 
 
 # ---------------------------------------------------------------------------------------------- what is asked

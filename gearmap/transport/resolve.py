@@ -15,12 +15,14 @@ from gearmap.transport.events import Address
 __all__ = ["Endpoint", "Resolution", "resolve_at_once"]
 
 # (family, socket address as `connect` takes it)
-Endpoint: TypeAlias = tuple[int, tuple[Any, ...]]
+Endpoint: TypeAlias = tuple[int, Any]
 
 
 def resolve_at_once(address: Address) -> list[Endpoint] | None:
-    """Return the endpoints of a numeric address or of `localhost`; None if the name must be looked up."""
+    """Return the endpoints of a path, a numeric address or `localhost`; None if the name must be looked up."""
     host, port = address[0], address[1]
+    if host.startswith("/") and hasattr(socket, "AF_UNIX"):
+        return [(socket.AF_UNIX, host)]
     if host == "localhost":
         # In this order: job servers bind to the IPv4 loopback unless told otherwise.
         return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port, 0, 0))]

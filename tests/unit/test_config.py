@@ -397,3 +397,24 @@ def test_modules_are_chosen_as_themselves_or_by_name() -> None:
 def test_a_module_goes_one_way_only() -> None:
     with pytest.raises(ConfigurationError, match="'a' is both"):
         RunOptions(by_value=["a"], by_reference=["a"])
+
+
+# --------------------------------------------------------------------------------------------------------- Unix sockets
+
+
+def test_a_unix_socket_is_named_by_its_path_and_is_on_this_machine() -> None:
+    address = parse_server(" unix:/tmp/gearmap-1/s ", "a test")
+    assert address == ServerAddress("/tmp/gearmap-1/s", 0, "a test")
+    assert str(address) == "unix:/tmp/gearmap-1/s"
+    assert address.is_loopback
+
+
+@pytest.mark.parametrize("text", ["unix:", "unix:relative", "unix:./here", "unix:/a\0b"])
+def test_a_unix_socket_needs_its_whole_path(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="the whole path of the socket"):
+        parse_server(text, "a test")
+
+
+def test_unix_sockets_stand_in_lists_with_others() -> None:
+    choice = resolve_servers("unix:/tmp/a,head", environ={})
+    assert [str(address) for address in choice.addresses] == ["unix:/tmp/a", "head:4730"]
