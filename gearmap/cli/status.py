@@ -159,6 +159,9 @@ def _show_nodes(console: Console, nodes: Sequence[NodeStatus], mine: str) -> Non
             ", ".join(node.servers),
         )
     console.print(table)
+    for node in nodes:
+        if node.warning:
+            console.print(f"node {node.name} has {node.warning}", style="yellow")
 
 
 def _use(node: NodeStatus) -> tuple[str, str]:

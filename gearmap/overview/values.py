@@ -119,6 +119,9 @@ class NodeStatus:
         Bytes that a worker may use, or None.
     cpus, memory_total
         Processors that it may use, and memory in bytes that there is for it; None if it has not said.
+    jobs_refused, jobs_repeated
+        Jobs that did not open, as nobody with this key has sealed them for it; and jobs that it had finished before,
+        and has not run again.
     """
 
     node_id: str
@@ -135,6 +138,16 @@ class NodeStatus:
     memory_limit: int | None = None
     cpus: int | None = None
     memory_total: int | None = None
+    jobs_refused: int = 0
+    jobs_repeated: int = 0
+
+    @property
+    def warning(self) -> str:
+        """What is to be said of jobs that honest clients do not send; nothing, nearly always."""
+        if not self.jobs_refused:
+            return ""
+        jobs = "a job that does" if self.jobs_refused == 1 else f"{self.jobs_refused:,} jobs that do"
+        return f"refused {jobs} not open: somebody else reaches its job servers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +182,8 @@ class ClusterStatus:
         for node in self.nodes:
             busy = sum(worker.state == "busy" for worker in node.workers)
             known = "no answer" if node.seen is None else f"{busy} of {len(node.workers)} workers busy"
-            lines.append(f"  node {node.name} ({', '.join(node.addresses)}): {known}")
+            warning = f"; {node.warning}" if node.warning else ""
+            lines.append(f"  node {node.name} ({', '.join(node.addresses)}): {known}{warning}")
         return "\n".join(lines)
 
 
@@ -229,6 +243,8 @@ def _node(row: NodeRow, told: Mapping[str, Any] | None, taken: float) -> NodeSta
     queues = tuple(sorted({lane.queue for lane in row.lanes if not lane.queue.startswith("on-")}))
     known = told if told is not None else {}
     limits = known.get("limits")
+    jobs: Any = known.get("jobs")
+    jobs = jobs if isinstance(jobs, Mapping) else {}
     return NodeStatus(
         node_id=row.node_id,
         name=_of(known, "name", str) or row.node_id,
@@ -244,6 +260,8 @@ def _node(row: NodeRow, told: Mapping[str, Any] | None, taken: float) -> NodeSta
         memory_limit=_of(limits, "memory_limit", int) if isinstance(limits, Mapping) else None,
         cpus=_of(known, "cpus", int),
         memory_total=_of(known, "memory_total", int),
+        jobs_refused=_of(jobs, "refused", int) or 0,
+        jobs_repeated=_of(jobs, "repeated", int) or 0,
     )
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "PACKING",
     "PART",
     "READY",
+    "REFUSED",
     "ChildSettings",
     "Job",
     "Line",
@@ -56,6 +57,7 @@ __all__ = [
 FRAME = struct.Struct("<cQ")  # kind, length of what follows
 JOB, READY, COMMIT, FINAL = b"J", b"R", b"C", b"F"
 PART = b"P"  # a part of an outcome that comes later: to be forwarded at once
+REFUSED = b"X"  # why the body of the job did not open: nothing of it was run, and nothing is sealed
 LAST = b"L"  # like FINAL, and the child must not be given another job
 
 # What the shared index says. Zero and more: the task at this position runs; its time is from then until its result is

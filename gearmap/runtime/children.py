@@ -29,6 +29,7 @@ from gearmap.runtime.child import (
     NUDGE,
     PART,
     READY,
+    REFUSED,
     ChildSettings,
     main,
 )
@@ -67,13 +68,14 @@ class Committed:
     """The child committed an outcome; `last` if it is not to be given another job.
 
     A `part` of one is to be forwarded at once. Results of short tasks that follow each other come as they lay on the
-    shelf, and the node seals them.
+    shelf, and the node seals them. With `is_refused` it is a text instead: the body of the job does not open.
     """
 
     sealed: bytes | memoryview | list[Piece]
     final: bool
     last: bool = False
     part: bool = False
+    is_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +400,8 @@ class Child:
             self._reports.append(Committed(body, final=True, last=True))
         elif kind == PART:
             self._reports.append(Committed(body, final=False, part=True))
+        elif kind == REFUSED:
+            self._reports.append(Committed(body, final=True, is_refused=True))
         elif kind == READY:
             self._reports.append(Ready())
 

@@ -27,8 +27,20 @@ from time import perf_counter
 from types import FrameType
 from typing import Any, NamedTuple
 
+from gearmap.errors import WireError
 from gearmap.runtime import child, task
-from gearmap.runtime.child import GROUPED, INITIALIZING, LOADING, NUDGE, PACKING, ChildSettings, Job, receive
+from gearmap.runtime.child import (
+    FRAME,
+    GROUPED,
+    INITIALIZING,
+    LOADING,
+    NUDGE,
+    PACKING,
+    REFUSED,
+    ChildSettings,
+    Job,
+    receive,
+)
 from gearmap.runtime.committer import COMMIT_SECONDS, Committer
 from gearmap.runtime.coroutines import awaited
 from gearmap.runtime.handover import Handover
@@ -62,6 +74,31 @@ class _Terms(NamedTuple):
     until: float
 
 
+class _Unread:
+    """What of a job is still in the pipe."""
+
+    def __init__(self, pipe: socket.socket, job: Job) -> None:
+        self._pipe = pipe
+        self._n_bytes = job.sealed_bytes - len(job.sealed)
+
+    def receive(self, into: memoryview) -> None:
+        """Fill `into` with the next bytes."""
+        receive(self._pipe, into)
+        self._n_bytes -= len(into)
+
+    def drop(self) -> None:
+        """Take the rest out of the pipe, where the next job follows it."""
+        scratch = memoryview(bytearray(min(self._n_bytes, envelope.SEALED_PIECE_BYTES)))
+        while self._n_bytes:
+            self.receive(scratch[: self._n_bytes])
+
+
+def _open(job: Job, prefix: envelope.Prefix, unread: _Unread) -> tuple[bytes, memoryview]:
+    if len(job.sealed) >= prefix.total_bytes:
+        return envelope.open_message(job.sealed, prefix, job.job_key, job.context)
+    return envelope.open_arriving(job.sealed, prefix, job.job_key, job.context, unread.receive)
+
+
 class Runner:
     """Runs jobs and keeps what the next one can use again."""
 
@@ -88,9 +125,17 @@ class Runner:
         """Run one job and commit its outcomes, the last marked final."""
         self._index[0] = LOADING
         prefix = envelope.parse_prefix(job.sealed, job.sealed_bytes)
-        opened, body = self._open(job, prefix)
-        header = self._headers.read(opened)
-        payloads = envelope.unframe(body)
+        unread = _Unread(self._pipe, job)
+        try:
+            opened, body = _open(job, prefix, unread)
+            header = self._headers.read(opened)
+            payloads = envelope.unframe(body)
+        except WireError as error:
+            # The header did open: somebody has changed the body of a job that they cannot read.
+            unread.drop()
+            text = str(error).encode()
+            self._pipe.sendall(FRAME.pack(REFUSED, len(text)) + text)
+            return
         numbers = payloads.pop()[0]
         handover = Handover(header.landing, prefix.session_id)
         is_timed = header.task_timeout is not None
@@ -153,11 +198,6 @@ class Runner:
         if position is not None:
             self._index[0] = position
             self._upkeep.marks.append(NUDGED)
-
-    def _open(self, job: Job, prefix: envelope.Prefix) -> tuple[bytes, memoryview]:
-        if len(job.sealed) >= prefix.total_bytes:
-            return envelope.open_message(job.sealed, prefix, job.job_key, job.context)
-        return envelope.open_arriving(job.sealed, prefix, job.job_key, job.context, partial(receive, self._pipe))
 
     def _move_to(self, place: tuple[Any, ...], job: Job, header: JobHeader) -> None:
         """Take on the environment of the worker, and the folder and path of the run."""

@@ -1,12 +1,12 @@
 """A node's control function: describe, stop an execution, drain, serve a client's private lanes.
 
 Law of the file: JSON in sealed envelopes, never a pickle. A request that does not open gets WORK_FAIL and a log line.
+One that comes again gets its old answer and is not carried out again.
 The request is a JOB envelope whose header is `{"op": ..., ...}`; the answer is a NODE envelope with a JSON header.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -16,6 +16,8 @@ from typing import Any
 
 from gearmap.core.names import control_name
 from gearmap.errors import WireError
+from gearmap.rarelog import RareLog
+from gearmap.runtime.finished import FinishedJobs
 from gearmap.runtime.keyring import key_id_of
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.privatelanes import PrivateLanes
@@ -23,10 +25,15 @@ from gearmap.runtime.wording import clock_time
 from gearmap.transport.events import AssignedJob, JobAssigned
 from gearmap.transport.worker import WorkerLinks
 from gearmap.wire import envelope, seal
+from gearmap.wire.jsonvalues import decode_object, encode_object
 
 __all__ = ["ControlDesk"]
 
-logger = logging.getLogger(__name__)
+log = RareLog(logging.getLogger(__name__))
+
+# So many requests that change something are remembered, and not carried out again. Raised: memory; lowered: whoever has
+# heard many requests may have an old one carried out again while it is good.
+MOST_REQUESTS = 1024
 
 
 class ControlDesk:
@@ -53,6 +60,7 @@ class ControlDesk:
         self._stop = stop
         self._drain = drain
         self._lanes = lanes
+        self._finished = FinishedJobs(most_jobs=MOST_REQUESTS)
 
     def work(self) -> None:
         """Answer the requests that have come."""
@@ -79,12 +87,13 @@ class ControlDesk:
             prefix = envelope.parse_prefix(job.data)
             session_key = self._settings.keys.session(key_id, prefix.session_id)
             key = seal.job_key(session_key, unique)
-            request = json.loads(envelope.open_header(job.data, prefix, key, context))
-            if not isinstance(request, dict):
-                raise WireError("a malformed control request")
-        except (WireError, ValueError) as error:
-            logger.warning("control request refused: %s", error, extra={"action": "refuse_control"})
+            request = decode_object(envelope.open_header(job.data, prefix, key, context))
+        except WireError as error:
+            log.warning("control request refused: %s", error)
             self.links.fail(job)
+            return
+        if context in self._finished:
+            self.links.complete(job, self._finished.answer(context))
             return
         execution_id = os.urandom(16)
         message = envelope.seal_message(
@@ -94,9 +103,11 @@ class ControlDesk:
             execution_id=execution_id,
             expiry=prefix.expiry,
             context=context,
-            header=json.dumps(self._perform(request, key_id, prefix.expiry)).encode(),
-        )
-        self.links.complete(job, message.to_bytes())
+            header=encode_object(self._perform(request, key_id, prefix.expiry)),
+        ).to_bytes()
+        if request.get("op") != "describe":  # which changes nothing, and is asked every second
+            self._finished.note(context, [message])
+        self.links.complete(job, message)
 
     def _perform(self, request: dict[str, Any], key_id: str, expiry: int) -> dict[str, Any]:
         if time.time() > expiry:

@@ -7,11 +7,10 @@ Law of the file: JSON in sealed envelopes, never a pickle. Whoever has a session
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from gearmap.errors import WireError
 from gearmap.wire import envelope, seal
+from gearmap.wire.jsonvalues import decode_object, encode_object
 
 __all__ = ["REQUEST_SECONDS", "open_answer", "seal_request"]
 
@@ -30,7 +29,7 @@ def seal_request(
         session_id=session_id,
         expiry=int(now) + REQUEST_SECONDS,
         context=envelope.make_context(function.encode(), unique.encode()),
-        header=json.dumps(request).encode(),
+        header=encode_object(request),
     ).to_bytes()
 
 
@@ -45,10 +44,4 @@ def open_answer(data: bytes | bytearray, *, session_key: bytes, function: str, u
     prefix = envelope.parse_prefix(data)
     key = seal.node_key(session_key, unique.encode(), prefix.execution_id)
     context = envelope.make_context(function.encode(), unique.encode())
-    try:
-        answer = json.loads(envelope.open_header(data, prefix, key, context))
-    except ValueError as error:
-        raise WireError(f"a control answer that is not JSON: {error}") from None
-    if not isinstance(answer, dict):
-        raise WireError("a control answer that is not an object")
-    return answer
+    return decode_object(envelope.open_header(data, prefix, key, context))

@@ -12,28 +12,26 @@ Data flow::
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 from gearmap.core import node_events as ne
 from gearmap.core.node_engine import NodeEngine
-from gearmap.errors import WireError
 from gearmap.keyfile import Keys
 from gearmap.runtime.blobdesk import BlobDesk
 from gearmap.runtime.childpool import ChildPool
 from gearmap.runtime.children import Child, Committed, Ended, Ready
 from gearmap.runtime.control import ControlDesk
 from gearmap.runtime.crew import Crew, Worker
+from gearmap.runtime.gate import Gate
 from gearmap.runtime.nesting import NestingDesk
 from gearmap.runtime.nodeoutput import keep_last_words, take_live, take_progress, take_written
 from gearmap.runtime.nodeportrait import describe_job, describe_node, describe_worker
 from gearmap.runtime.nodesettings import NodeSettings
 from gearmap.runtime.privatelanes import PrivateLanes
 from gearmap.runtime.refusal import refusal
-from gearmap.runtime.work import JobOpener, Work
+from gearmap.runtime.work import Work
 from gearmap.transport.events import (
     Address,
     AssignedJob,
@@ -49,8 +47,6 @@ from gearmap.transport.worker import WorkerLinks
 from gearmap.wire.outcome import Outcome, Printed
 
 __all__ = ["Node"]
-
-logger = logging.getLogger(__name__)
 
 # How long the last answers may take to reach the job servers when a node leaves.
 FLUSH_SECONDS = 3.0
@@ -86,7 +82,7 @@ class Node:
         self._touched: set[_Owner] = set()
         # No connection wants to be woken before this; it may be too early, which costs one look at all of them.
         self._links_due = float("inf")
-        self._opener = JobOpener(settings.keys)
+        self._gate = Gate(settings.keys)
         self._nested = NestingDesk(settings, self._crew)
         self._lanes = PrivateLanes(settings, self._workers, self._touch)
         self._blobs = BlobDesk(
@@ -285,13 +281,13 @@ class Node:
                 pass
 
     def _on_job(self, worker: Worker, job: AssignedJob) -> None:
-        try:
-            work = self._opener.open(job, execution_id=os.urandom(16), now=time.monotonic())
-        except WireError as error:
-            logger.warning("job %s refused: %s", job.handle, error, extra={"action": "refuse_job"})
-            self._report(f"refused a job that does not open: {error}")
+        work = self._gate.admit(job)
+        if isinstance(work, bytes):
             worker.work = None
-            worker.links.fail(job)
+            if work:
+                worker.links.complete(job, work)
+            else:
+                worker.links.fail(job)
             return
         worker.work = work
         self._do(
@@ -352,6 +348,12 @@ class Node:
         work = None if index is None else self._workers[index].work
         if index is None or work is None:
             return  # the job went away while the child worked on
+        if report.is_refused:
+            assert not isinstance(report.sealed, list)
+            self._gate.refuse(bytes(report.sealed).decode("utf-8", "replace"))
+            work.is_refused = True
+            self._do(ne.OutcomeFinal(child.number, report.last))
+            return
         work.commit(report.sealed)
         if report.part:
             self._workers[index].send_part(work, child)
@@ -402,9 +404,13 @@ class Node:
         work = worker.work
         assert work is not None
         self._part_with_work(worker)
-        worker.links.complete(work.job, work.take_committed())
+        if work.is_refused:
+            worker.links.fail(work.job)
+        else:
+            worker.links.complete(work.job, work.take_committed())
+            self._gate.finished(work)
         self._touched.add(worker)
-        self._tell(worker, work, "done")
+        self._tell(worker, work, "refused" if work.is_refused else "done")
 
     def _ask_clients(self, instruction: ne.AskClients) -> None:
         worker = self._workers[instruction.worker]
@@ -469,7 +475,7 @@ class Node:
         """Say that an execution goes on, what its task prints and how far it is; return the task's position."""
         position, node = self._position(worker), self.settings.node_id
         outcome = Outcome(worker=worker.name, node=node, beat=position, printed=printed, progress=progress)
-        worker.links.send_data(work.job, work.sealed(outcome))
+        worker.links.send_data(work.job, work.sign(outcome))
         self._touched.add(worker)
         return position
 
@@ -494,7 +500,8 @@ class Node:
             for worker in self._workers
             if not worker.is_closed
         ]
-        return {**describe_node(self.settings, time.monotonic() - self._started), "workers": workers}
+        jobs = {"refused": self._gate.refused, "repeated": self._gate.repeated}
+        return {**describe_node(self.settings, time.monotonic() - self._started), "jobs": jobs, "workers": workers}
 
     def _stop_execution(self, execution_id: bytes) -> bool:
         """Stop an execution; return whether this node has it."""

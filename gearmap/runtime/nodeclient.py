@@ -16,6 +16,7 @@ from typing import Any
 from gearmap.config import ServerAddress
 from gearmap.core.names import Lane, control_name
 from gearmap.errors import TransportError, WireError
+from gearmap.rarelog import RareLog
 from gearmap.runtime.controlrequest import open_answer, seal_request
 from gearmap.runtime.sessions import Session
 from gearmap.runtime.unreached import no_server
@@ -35,7 +36,7 @@ from gearmap.transport.poller import Poller
 
 __all__ = ["Question", "ask_nodes", "listed_workers"]
 
-logger = logging.getLogger(__name__)
+log = RareLog(logging.getLogger(__name__))
 
 # How long a job server may take to list what it knows.
 LISTING_SECONDS = 5.0
@@ -153,4 +154,4 @@ class _Asked:
             data: Any = event.data
             self.answers[number] = open_answer(data, session_key=self._session.key, function=function, unique=unique)
         except WireError as error:
-            logger.warning("a node's answer was refused: %s", error, extra={"action": "refuse_answer"})
+            log.warning("a node's answer was refused: %s", error)

@@ -23,6 +23,7 @@ from gearmap.core.engine import RunEngine
 from gearmap.core.missing import NOTICE_SECONDS, WorkerWatch
 from gearmap.core.names import Lane, TaskLane
 from gearmap.errors import GearmapError, JobRejected, WireError
+from gearmap.rarelog import RareLog
 from gearmap.runtime.consumer import Consumer, Feeder
 from gearmap.runtime.futures import ResultBatch
 from gearmap.runtime.givenup import GivenUp, broken_run
@@ -56,6 +57,7 @@ from gearmap.wire.jobheader import WARNING, BlockKind
 __all__ = ["Place", "Run", "RunSettings"]
 
 logger = logging.getLogger(__name__)
+refusals = RareLog(logger)
 
 # How long an envelope may wait for a worker (seconds of wall time).
 EXPIRY_SECONDS = 24 * 3600
@@ -378,7 +380,7 @@ class Run:
         try:
             opened = reader.read(token, data)
         except WireError as error:
-            logger.warning("an outcome was refused: %s", error, extra={"action": "refuse_outcome"})
+            refusals.warning("an outcome was refused: %s", error)
             opened = []
             if not final:
                 events.append(ev.AttemptLost(token, ev.LossReason.UNREADABLE, str(error)))

@@ -11,12 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 from gearmap.core.node_events import JobNeeds
+from gearmap.errors import EnvelopeError
 from gearmap.runtime.child import BlobPlace, encode_job
+from gearmap.runtime.finished import MOST_ANSWER_BYTES
 from gearmap.runtime.keyring import Keyring, key_id_of
 from gearmap.runtime.parts import Parts
 from gearmap.runtime.slate import Kept, Strip
 from gearmap.transport.events import AssignedJob
 from gearmap.wire import envelope, seal
+from gearmap.wire.framing import Buffer
 from gearmap.wire.jobheader import HeaderMemo, JobHeader
 from gearmap.wire.outcome import Outcome, Printed, encode_outcome
 from gearmap.wire.pieces import encode_pieces
@@ -33,6 +36,8 @@ class Work:
         As the transport assigned it.
     prefix, header
         Opened, so they are what the client wrote.
+    context
+        What it is bound to: function and unique.
     execution_id
         16 random bytes.
     began
@@ -41,15 +46,18 @@ class Work:
         Where the blobs that it needs are, by digest; complete when a child gets it.
     last_words
         What the task had printed that its child was at when it ended.
+    is_refused
+        Whether its body did not open.
     """
 
     __slots__ = (
         "_committed",
-        "_context",
         "_heard",
         "_heard_before",
         "_job_key",
         "_progress",
+        "_said",
+        "_said_bytes",
         "_sequence",
         "_session_key",
         "_told",
@@ -58,8 +66,10 @@ class Work:
         "_worker",
         "began",
         "blobs",
+        "context",
         "execution_id",
         "header",
+        "is_refused",
         "job",
         "last_words",
         "prefix",
@@ -84,18 +94,22 @@ class Work:
         self.began = began
         self.blobs: dict[str, BlobPlace] = {}
         self.last_words: list[tuple[str, Kept]] = []
+        self.is_refused = False
         self._heard: dict[tuple[int, str], Strip] = {}
         self._heard_before: dict[tuple[int, str], int] = {}  # bytes that were sent already
         self._told: dict[str, int] = {}
         self._told_of: int | None = None
         self._progress: tuple[int, float | None] | None = None
         self._unique = unique
-        self._context = context
+        self.context = context
         self._session_key = session_key
         self._job_key = job_key
         self._worker = ""
         self._committed: list[Any] = []
         self._sequence = 0
+        # All that was sent, to be sent again if the job comes again; None once it is too much.
+        self._said: list[Buffer] | None = []
+        self._said_bytes = 0
 
     @property
     def needs(self) -> JobNeeds | None:
@@ -118,7 +132,7 @@ class Work:
             self.execution_id,
             self._job_key,
             seal.outcome_key(self._session_key, self._unique, self.execution_id),
-            self._context,
+            self.context,
             worker,
             number,
             self.prefix.expiry,
@@ -181,6 +195,7 @@ class Work:
                 committed[at] = self.sealed(each)
             elif type(each) is list:
                 committed[at] = self._sealed(*encode_pieces(each, worker=self._worker))
+        self._note_said(committed)
         if len(committed) == 1:
             return committed[0]  # nearly always so, and then a body without joints is sent in one piece
         return Parts(committed) if committed else None
@@ -188,6 +203,27 @@ class Work:
     def sealed(self, outcome: Outcome) -> bytes:
         """Seal what the node itself says about the execution."""
         return self._sealed(*encode_outcome(outcome, ()))
+
+    def sign(self, outcome: Outcome) -> bytes:
+        """Seal what the node says at once, while the execution goes on."""
+        sealed = self.sealed(outcome)
+        self._note_said([sealed])
+        return sealed
+
+    def take_said(self) -> list[Buffer] | None:
+        """Return all that was sent of the execution, in order; None if it is too much to be kept."""
+        said, self._said = self._said, None
+        return said
+
+    def _note_said(self, bodies: list[Any]) -> None:
+        if self._said is None:
+            return
+        for body in bodies:
+            self._said_bytes += body.nbytes if isinstance(body, memoryview) else len(body)
+        if self._said_bytes > MOST_ANSWER_BYTES:
+            self._said = None
+        else:
+            self._said += bodies
 
     def _sealed(self, header: bytes, body: list[Any]) -> bytes:
         message = envelope.seal_now(
@@ -197,7 +233,7 @@ class Work:
             execution_id=self.execution_id,
             sequence=self._sequence,
             expiry=self.prefix.expiry,
-            context=self._context,
+            context=self.context,
             header=header,
             body=body,
         )
@@ -223,6 +259,8 @@ class JobOpener:
         unique = job.unique.encode("utf-8", "surrogateescape")  # whoever submitted it chose its bytes
         context = envelope.make_context(job.function.encode(), unique)
         prefix = envelope.parse_prefix(job.data)
+        if prefix.total_bytes != len(job.data):
+            raise EnvelopeError(f"{len(job.data) - prefix.total_bytes} bytes after the end of a job")
         session_key = self._keys.session(key_id_of(job.function), prefix.session_id)
         job_key = seal.job_key(session_key, unique)
         header = self._headers.read(envelope.open_header(job.data, prefix, job_key, context))

@@ -365,6 +365,81 @@ def test_only_the_serializer_and_its_functions_pickle() -> None:
     assert importers_of({"marshal"}) <= MAY_MARSHAL
 
 
+# Where the bytes come from that a module unpickles: out of an opened seal, or this process has pickled them.
+MAY_UNPICKLE = {
+    "gearmap.runtime.childrun": "the body of the job that it has opened",
+    "gearmap.runtime.futures": "results that `runtime.outcomes` has opened, or that were pickled here",
+    "gearmap.wire.failure": "exceptions in outcomes that were opened",
+    "gearmap.runtime.inline": "what it has pickled itself",
+    "gearmap.runtime.maprecord": "arguments that were pickled here, for the description of a call",
+    "gearmap.runtime.sentcall": "the same",
+    "gearmap.runtime.sharing": "a snapshot that a payload of an opened job names",
+}
+# Who may open what comes from a job server.
+MAY_OPEN = re.compile(
+    r"gearmap\.(runtime\.(work|childrun|outcomes|control|controlrequest|blobdesk|blobsource)|wire\.\w+)"
+)
+
+
+def names_used(module: Module) -> set[str]:
+    """Every name and attribute in a module's code."""
+    nodes = list(ast.walk(module.tree))
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return attributes | {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+def users_of(name: str, *, outside: str = "-") -> set[str]:
+    return {module.name for module in modules() if name in names_used(module) and not module.name.startswith(outside)}
+
+
+def test_every_unpickling_is_known_with_where_its_bytes_come_from() -> None:
+    importers = {
+        module.name
+        for module in modules()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "gearmap.wire.serializer"
+        if any(alias.name == "loads" for alias in node.names)
+    }
+    assert importers == set(MAY_UNPICKLE)
+    through_the_module = {
+        module.name
+        for module in modules()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if (node.value.id, node.attr) == ("serializer", "loads")
+    }
+    assert through_the_module == set()
+
+
+def test_only_opened_outcomes_become_results() -> None:
+    made = {
+        module.name
+        for module in modules()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ResultBatch"
+    }
+    assert made == {"gearmap.runtime.outcomes"}
+
+
+def test_only_these_open_what_a_job_server_gives() -> None:
+    for name in ("open_message", "open_header", "open_body", "open_arriving", "open_body_into"):
+        assert {user for user in users_of(name) if not MAY_OPEN.fullmatch(user)} == set()
+
+
+def test_a_child_opens_a_job_before_it_unpickles_anything_of_it() -> None:
+    (childrun,) = (module for module in modules() if module.name == "gearmap.runtime.childrun")
+    (runner,) = (node for node in childrun.tree.body if isinstance(node, ast.ClassDef) and node.name == "Runner")
+    (run,) = (node for node in runner.body if isinstance(node, ast.FunctionDef) and node.name == "run")
+    calls = [node for node in ast.walk(run) if isinstance(node, ast.Call)]
+    lines = {ast.unparse(call.func): call.lineno for call in sorted(calls, key=lambda call: -call.lineno)}
+    opened = lines.pop("_open")
+    loading = {name: line for name, line in lines.items() if "load" in name or "run_" in name or "initialize" in name}
+    assert len(loading) >= 4
+    assert all(line > opened for line in loading.values()), loading
+    # Nobody else is given the payloads of a job.
+    assert users_of("unframe", outside="gearmap.wire") == {"gearmap.runtime.childrun"}
+
+
 def test_the_job_server_stands_alone() -> None:
     known = {
         name
