@@ -16,7 +16,7 @@ from acceptance_support import REPOSITORY
 from gearmap.cli import commands
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ("README.md", "CHANGELOG.md", "ARCHITECTURE.md")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "ARCHITECTURE.md", "SECURITY.md")
 # Programs in shell lines that are not ours.
 STRANGERS = {"pip", "jupyter", "scp"}
 
