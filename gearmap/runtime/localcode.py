@@ -43,6 +43,8 @@ _KEPT_BUNDLES = 32
 _NAME = re.compile(rb"\x8c.([A-Za-z_][\w.]*)", re.DOTALL)
 _INSTALLED = re.compile(r"[/\\](?:site|dist)-packages(?:[/\\]|$)")
 _EXTENSIONS = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+# How often in a row others may disturb a parser. Raised: more threads may parse all the time; lowered: nothing.
+_PARSE_TRIES = 20
 _NEVER = frozenset({"__main__", "__mp_main__", "gearmap"})
 
 
@@ -382,10 +384,20 @@ def _package(name: str, path: str) -> str:
     return name if is_package(path) else name.rpartition(".")[0]
 
 
+def _parsed(source: str) -> ast.Module:
+    """Parse. Python 3.11 fails if another thread does so meanwhile: https://github.com/python/cpython/issues/106905."""
+    for _ in range(_PARSE_TRIES):
+        try:
+            return ast.parse(source)
+        except SystemError:
+            continue
+    return ast.parse(source)
+
+
 def _imports(source: str, package: str) -> Iterator[str]:
     """The names of modules that a source may import, wherever in it."""
     try:
-        tree = ast.parse(source)
+        tree = _parsed(source)
     except (SyntaxError, ValueError, RecursionError):
         return
     for node in ast.walk(tree):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import importlib
 import importlib.machinery
 import os
@@ -192,3 +194,25 @@ def test_modules_that_are_chosen_by_reference_stay(folder):
     folder.write("own_b/__init__.py", "")
     folder.write("own_b/deep.py", "")
     assert set(sent(load("own_a").fn, LocalCode(by_reference=["own_b"]))) == {"own_a"}
+
+
+def test_code_that_parses_meanwhile_disturbs_nobody(folder):
+    # What another thread does in the middle of a parse, the collector does here at a time that is known.
+    parsed = []
+
+    def disturb(phase, info):
+        if len(parsed) < 3:
+            parsed.append(ast.parse("x = 1"))
+
+    folder.write("own_a.py", "import own_b\n" + "def fn(): return [1, (2, 3)]\n" * 300)
+    folder.write("own_b.py", "")
+    fn = load("own_a").fn
+    threshold = gc.get_threshold()
+    gc.callbacks.append(disturb)
+    gc.set_threshold(50)
+    try:
+        assert set(sent(fn)) == {"own_a", "own_b"}
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(disturb)
+    assert parsed
