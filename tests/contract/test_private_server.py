@@ -98,12 +98,16 @@ def test_another_user_cannot_connect(private):
 
 @needs_root
 def test_another_user_is_refused_even_where_the_folder_was_opened(private):
-    folder = os.path.dirname(private.host)
-    os.chmod(os.path.dirname(folder), 0o755)
-    os.chmod(folder, 0o755)
     os.chmod(private.host, 0o777)
+    folders = [each for each in Path(private.host).parents if each.stat().st_mode & 0o777 == 0o700]
     act = "peer.sendall(b'status\\n'); print(repr(peer.recv(100)))"
-    assert as_nobody(private.host, act) in ("b''", "ConnectionResetError", "BrokenPipeError")
+    try:
+        for folder in folders:
+            folder.chmod(0o755)
+        assert as_nobody(private.host, act) in ("b''", "ConnectionResetError", "BrokenPipeError")
+    finally:
+        for folder in folders:
+            folder.chmod(0o700)
     assert server_status(address_of(private), 5.0) == []
 
 

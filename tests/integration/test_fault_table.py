@@ -215,6 +215,7 @@ def check(error: object, expected: Outcome) -> None:
     assert re.search(expected.says, str(error), re.DOTALL), str(error)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("kind", "stage", "fault"), CELLS)
 def test_a_fault_is_its_tasks_own(kind: str, stage: str, fault: str, clients: dict[str, gearmap.Client]) -> None:
     client = clients[kind]
@@ -222,17 +223,19 @@ def test_a_fault_is_its_tasks_own(kind: str, stage: str, fault: str, clients: di
     fn, bad = faults.STAGES[stage](faults.FAULTS[fault])
     options = client.options(max_worker_losses=1, task_timeout=TASK_TIMEOUT if fault == "endless" else None)
     of_function = "the function" in stage  # no task of it can be well
+    # Every worker has to say that it cannot load a function; on a busy machine one may hear of it late.
+    patience = 4 * DEADLINE if of_function else DEADLINE
 
     _check_map(options, fn, bad, expected, of_function)
     with pytest.raises(BaseException) as stopped:
-        options.map(fn, [bad] if of_function else [0, bad, 2], chunksize=1, timeout=DEADLINE)
+        options.map(fn, [bad] if of_function else [0, bad, 2], chunksize=1, timeout=patience)
     check(stopped.value, expected)
     with pytest.raises(BaseException) as alone:
-        options.submit(fn, bad).result(DEADLINE)
+        options.submit(fn, bad).result(patience)
     check(alone.value, expected)
     with options.executor(2) as executor:
         with pytest.raises(BaseException) as of_executor:
-            executor.submit(fn, bad).result(DEADLINE)
+            executor.submit(fn, bad).result(patience)
         check(of_executor.value, expected)
         assert executor.submit(abs, -4).result(DEADLINE) == 4
         assert list(executor.map(abs, [-5, -6], timeout=DEADLINE)) == [5, 6]
@@ -245,7 +248,7 @@ def _check_map(options: Any, fn: Any, bad: Any, expected: Outcome, of_function: 
     """A map that gives failures in place does every other task; only what its caller's own process raised ends it."""
     values = [bad] if of_function else [0, 1, bad, 3]
     try:
-        results = options.map(fn, values, chunksize=1, return_exceptions=True, timeout=DEADLINE)
+        results = options.map(fn, values, chunksize=1, return_exceptions=True, timeout=4 * DEADLINE)
     except BaseException as error:
         check(error, expected)
         assert not issubclass(expected.kind, gearmap.TaskError)
